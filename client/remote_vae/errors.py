@@ -1,0 +1,188 @@
+"""Every error of remote-vae, on both sides of the wire.
+
+RemoteVAEError
+├── BadRequest             400 bad_request             a parameter or the body is wrong; `parameter` names it (a ValueError)
+├── Unauthorized           401 unauthorized            no token, or a wrong one
+├── UnknownModel           404 unknown_model           no such model here; the message names those that are
+├── UnknownRoute           404 unknown_route           no such path
+├── WrongMethod            405 wrong_method            GET where POST is meant, or the other way round
+├── BodyTooLarge           413 body_too_large          the body is over the server's limit
+├── UnknownContentType     415 unknown_content_type    the Content-Type is none of the protocol's
+├── InternalError          500 internal_error          the server's own fault; details are in its log, not in the answer
+│   └── ProtocolMismatch   500 protocol_mismatch       client and replica speak different versions of the handle protocol
+├── Unavailable            503 unavailable             try again after `retry_after` seconds
+│   ├── Overloaded         503 overloaded              the queue is full
+│   ├── ModelStarting      503 model_starting          a replica is being started, or waits for resources
+│   └── ModelFailed        503 model_failed            the model cannot be loaded; the message says why
+├── DeadlineExceeded       504 deadline_exceeded       the server gave up at the request's deadline
+└── (the client's own, never sent)
+    ├── ConnectionFailed       connection_failed       nobody answers at the endpoint, or the connection broke (a ConnectionError)
+    ├── TimedOut               timed_out               the answer did not come within the client's timeout (a TimeoutError)
+    ├── BrokenReply            broken_reply            what came back is not an answer of this protocol
+    └── BlockingCall           blocking_call           a blocking call through a handle inside an async actor (a RuntimeError)
+
+An error is the same on either side: the server renders it as JSON (`render`), the client makes it again (`parse`), and
+through a Ray handle it travels pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+
+class RemoteVAEError(Exception):
+    """Base of all errors here.
+
+    Args:
+        message: a sentence that says what to do.
+        parameter: the request parameter that is at fault, if one is.
+        retry_after: seconds after which another try makes sense.
+        request_id: the server's id of the request, for its log.
+    """
+
+    code: ClassVar[str] = "error"
+    status: ClassVar[int] = 500
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        parameter: str | None = None,
+        retry_after: float | None = None,
+        request_id: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.parameter = parameter
+        self.retry_after = retry_after
+        self.request_id = request_id
+
+    def __str__(self) -> str:
+        return f"{self.message} (request {self.request_id})" if self.request_id else self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exception pickles `args` alone and would lose the keywords on the way through Ray.
+        state = {"parameter": self.parameter, "retry_after": self.retry_after, "request_id": self.request_id}
+        return (type(self), (self.message,), state)
+
+
+class BadRequest(RemoteVAEError, ValueError):
+    code, status = "bad_request", 400
+
+
+class Unauthorized(RemoteVAEError):
+    code, status = "unauthorized", 401
+
+
+class UnknownModel(RemoteVAEError):
+    code, status = "unknown_model", 404
+
+
+class UnknownRoute(RemoteVAEError):
+    code, status = "unknown_route", 404
+
+
+class WrongMethod(RemoteVAEError):
+    code, status = "wrong_method", 405
+
+
+class BodyTooLarge(RemoteVAEError):
+    code, status = "body_too_large", 413
+
+
+class UnknownContentType(RemoteVAEError):
+    code, status = "unknown_content_type", 415
+
+
+class InternalError(RemoteVAEError):
+    code, status = "internal_error", 500
+
+
+class ProtocolMismatch(InternalError):
+    code = "protocol_mismatch"
+
+
+class Unavailable(RemoteVAEError):
+    code, status = "unavailable", 503
+
+
+class Overloaded(Unavailable):
+    code = "overloaded"
+
+
+class ModelStarting(Unavailable):
+    code = "model_starting"
+
+
+class ModelFailed(Unavailable):
+    code = "model_failed"
+
+
+class DeadlineExceeded(RemoteVAEError):
+    code, status = "deadline_exceeded", 504
+
+
+class ConnectionFailed(RemoteVAEError, ConnectionError):
+    code = "connection_failed"
+
+
+class TimedOut(RemoteVAEError, TimeoutError):
+    code = "timed_out"
+
+
+class BrokenReply(RemoteVAEError):
+    code = "broken_reply"
+
+
+class BlockingCall(RemoteVAEError, RuntimeError):
+    code = "blocking_call"
+
+
+SENT: tuple[type[RemoteVAEError], ...] = (
+    BadRequest, Unauthorized, UnknownModel, UnknownRoute, WrongMethod, BodyTooLarge, UnknownContentType, InternalError,
+    ProtocolMismatch, Unavailable, Overloaded, ModelStarting, ModelFailed, DeadlineExceeded,
+)  # fmt: skip
+_BY_CODE = {error.code: error for error in SENT}
+_BY_STATUS = {error.status: error for error in reversed(SENT)}
+
+
+def render(error: RemoteVAEError) -> tuple[int, dict[str, str], bytes]:
+    """The error as an HTTP answer: status, headers, JSON body."""
+    fields = {"error": error.message, "code": error.code, "request_id": error.request_id}
+    if error.parameter is not None:
+        fields["parameter"] = error.parameter
+    headers = {"content-type": "application/json"}
+    if error.retry_after is not None:
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
+    return error.status, headers, json.dumps(fields).encode()
+
+
+def parse(status: int, headers: Mapping[str, str], body: bytes) -> RemoteVAEError:
+    """The error that an HTTP answer other than 2xx stands for; answers of strangers (a proxy's page) included.
+
+    Args:
+        headers: with lower-case names.
+    """
+    try:
+        fields = json.loads(body)
+        message, code = str(fields["error"]), fields.get("code")
+    except (ValueError, TypeError, KeyError, AttributeError):
+        text = " ".join(body[:200].decode("utf-8", "replace").split())
+        fields, code = {}, None
+        message = f"The server answered {status} and no error of this protocol: {text or 'an empty body'}"
+    kind = _BY_CODE.get(code) or _BY_STATUS.get(status) or (BadRequest if 400 <= status < 500 else InternalError)
+    if status == 429:
+        kind = _BY_CODE.get(code, Overloaded)
+    try:
+        retry_after: float | None = float(headers["retry-after"])
+    except (KeyError, ValueError):
+        retry_after = None
+    return kind(
+        message,
+        parameter=fields.get("parameter"),
+        retry_after=retry_after,
+        request_id=fields.get("request_id") or headers.get("x-request-id"),
+    )

@@ -1,0 +1,117 @@
+"""Tensors as they travel: raw little-endian bytes in C order, a dtype name and a shape.
+
+Torch is never imported here on its own account: it is used when a torch tensor is handed in or asked for. bfloat16 has
+no numpy dtype, hence the bytes (a flat uint8 array) and the name.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from remote_vae.errors import BadRequest
+
+if TYPE_CHECKING:
+    import torch
+
+ITEM_SIZE = {"float16": 2, "float32": 4, "bfloat16": 2, "uint8": 1}
+LATENT_DTYPES = ("float16", "float32", "bfloat16")
+MAX_DIMENSIONS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class RawTensor:
+    """A tensor as bytes.
+
+    Attributes:
+        data: the bytes, a flat uint8 array of `prod(shape) * itemsize`; possibly a read-only view.
+        dtype: one of `ITEM_SIZE`.
+        shape: sizes of the axes, each at least 1.
+
+    Raises:
+        BadRequest: an unknown dtype, an absurd shape, or bytes that do not fit both.
+    """
+
+    data: npt.NDArray[np.uint8]
+    dtype: str
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ITEM_SIZE:
+            raise BadRequest(f"dtype is {self.dtype!r}; expected one of {', '.join(ITEM_SIZE)}", parameter="dtype")
+        check_shape(self.shape)
+        expected = math.prod(self.shape) * ITEM_SIZE[self.dtype]
+        if self.data.nbytes != expected:
+            raise BadRequest(
+                f"The body has {self.data.nbytes} bytes; shape {list(self.shape)} of {self.dtype} needs {expected}",
+                parameter="shape",
+            )
+
+    def samples(self) -> list[RawTensor]:
+        """The tensors along the first axis, each with a first axis of 1; views, no copies."""
+        size = self.data.nbytes // self.shape[0]
+        shape = (1, *self.shape[1:])
+        return [RawTensor(self.data[i * size : (i + 1) * size], self.dtype, shape) for i in range(self.shape[0])]
+
+
+def check_shape(shape: tuple[int, ...]) -> None:
+    """Refuse shapes that no tensor has: BadRequest naming `shape`."""
+    if not 1 <= len(shape) <= MAX_DIMENSIONS:
+        raise BadRequest(f"shape has {len(shape)} axes; expected 1 to {MAX_DIMENSIONS}", parameter="shape")
+    if any(size < 1 for size in shape):
+        raise BadRequest(f"shape is {list(shape)}; every axis must be at least 1", parameter="shape")
+
+
+def is_torch(value: object) -> bool:
+    """Whether `value` is a torch tensor, without importing torch to find out."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def from_array(value: Any) -> RawTensor:
+    """A torch tensor (any device) or a numpy array as a RawTensor; no copy where the memory is contiguous on the host.
+
+    Raises:
+        BadRequest: not a tensor, or of a dtype that does not travel.
+    """
+    if is_torch(value):
+        import torch
+
+        name = str(value.dtype).removeprefix("torch.")
+        if name in ITEM_SIZE:
+            flat = value.detach().to("cpu").contiguous().flatten().view(torch.uint8)
+            return RawTensor(flat.numpy(), name, tuple(value.shape))
+    elif isinstance(value, np.ndarray):
+        name = value.dtype.name
+        if name in ITEM_SIZE:
+            flat_array = np.ascontiguousarray(value, value.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
+            return RawTensor(flat_array, name, value.shape)
+    else:
+        raise BadRequest(f"Expected a torch tensor or a numpy array, not {type(value).__name__}", parameter="tensor")
+    raise BadRequest(
+        f"A tensor of {name} does not travel; cast it to one of {', '.join(ITEM_SIZE)}", parameter="tensor"
+    )
+
+
+def to_numpy(raw: RawTensor) -> npt.NDArray[Any]:
+    """The tensor as a numpy array, a view where possible; bfloat16 is widened to float32, which is exact."""
+    if raw.dtype == "bfloat16":
+        widened = raw.data.view("<u2").astype(np.uint32) << 16
+        return widened.view(np.float32).reshape(raw.shape)
+    return raw.data.view(np.dtype(raw.dtype).newbyteorder("<")).reshape(raw.shape)
+
+
+def to_torch(raw: RawTensor) -> torch.Tensor:
+    """The tensor as a torch tensor on the host, sharing memory where it is writable (plasma's is not: a copy there)."""
+    import torch
+
+    data = raw.data if raw.data.flags.writeable else raw.data.copy()
+    # torch cannot view an odd address as a wider type; a slice of a reply's buffer may be one.
+    if data.ctypes.data % ITEM_SIZE[raw.dtype]:
+        data = data.copy()
+    return torch.from_numpy(data).view(getattr(torch, raw.dtype)).reshape(raw.shape)

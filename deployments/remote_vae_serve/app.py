@@ -1,0 +1,56 @@
+"""The builders that serve_config.yaml names: `ingress` and `vae`. The one file that sees the whole graph.
+
+No `from __future__ import annotations` here: Serve reads the builders' annotations as they stand, and a string would make
+it pass the arguments as an unchecked dict.
+"""
+
+import logging
+
+import ray
+from ray import serve
+from ray.serve import Application
+
+from remote_vae_serve.config import IngressConfig, VAEConfig
+from remote_vae_serve.ingress import Ingress
+from remote_vae_serve.replica import VAE, describe_arguments
+
+logger = logging.getLogger("ray.serve")
+
+
+def ingress(args: IngressConfig) -> Application:
+    """The application at `/`: HTTP in, routed by model name to the VAE applications of the cluster."""
+    deployment = serve.deployment(
+        serve.ingress()(Ingress),
+        name="Ingress",
+        ray_actor_options={"num_cpus": args.num_cpus, "num_gpus": 0},
+        max_ongoing_requests=1000,  # it only forwards: each model's own deployment says how much is too much
+    )
+    return deployment.bind(args)
+
+
+def vae(args: VAEConfig) -> Application:
+    """One model: an application of its own, named in the config, with one deployment `VAE`."""
+    num_gpus = gpus_of_a_replica(args)
+    config = args.model_copy(update={"num_gpus": num_gpus})
+    deployment = serve.deployment(
+        VAE,
+        name="VAE",
+        ray_actor_options={"num_cpus": args.num_cpus, "num_gpus": num_gpus},
+        max_ongoing_requests=8,
+        max_queued_requests=32,
+        user_config=describe_arguments(config),
+    )
+    return deployment.bind(config)
+
+
+def gpus_of_a_replica(args: VAEConfig) -> float:
+    """`num_gpus`, with `auto` resolved by what the live nodes have: right on one machine, wrong where GPU nodes come later."""
+    if args.num_gpus != "auto":
+        return args.num_gpus
+    if args.device == "cpu" or args.fake is not None:
+        return 0
+    found = any(node["Alive"] and node["Resources"].get("GPU", 0) >= 1 for node in ray.nodes())
+    logger.info(
+        "num_gpus: auto is %d for %s: %s", found, args.source, "a node has a GPU" if found else "no node has a GPU"
+    )
+    return 1 if found else 0

@@ -1,0 +1,169 @@
+"""The models of the cluster and their states, as Serve and their replicas tell them. Reading it never wakes a replica.
+
+A background thread asks Serve about once a second, so that a request finds its model in a dictionary.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ray import serve
+from ray.serve.exceptions import RayServeException
+
+from remote_vae.errors import UnknownModel
+from remote_vae.handles import HandleTransport
+from remote_vae.wire import PROTOCOL
+from remote_vae_serve.http import RESERVED
+
+logger = logging.getLogger("ray.serve")
+
+State = Literal["cold", "starting", "ready", "failed"]
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+REFRESH_S = 1.0
+DESCRIBE_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model.
+
+    Attributes:
+        arguments: what its application was built with: plain values, the protocol number among them.
+        reason: why it is in this state; "" where there is nothing to say.
+        running: ids of the replicas that answer.
+        reported: what a replica last said of itself; empty before the first.
+        transport: the way to it; None where it failed to deploy.
+    """
+
+    name: str
+    state: State
+    arguments: Mapping[str, Any]
+    reason: str = ""
+    running: frozenset[str] = frozenset()
+    reported: Mapping[str, Any] = field(default_factory=dict)
+    transport: HandleTransport | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """For `GET /<model>`."""
+        description = {**self.arguments, **self.reported, "name": self.name, "state": self.state}
+        if self.reason:
+            description["reason"] = self.reason
+        return description
+
+
+class Catalogue:
+    """The models, kept up to date in the background; reading is thread-safe.
+
+    Args:
+        only: the applications to serve; every VAE application of the cluster if None.
+    """
+
+    def __init__(self, only: tuple[str, ...] | None = None) -> None:
+        self._only = only
+        self._models: Mapping[str, Model] = {}
+        self._warned: set[str] = set()
+        self._stop = threading.Event()
+        self.refresh()
+        threading.Thread(target=self._keep_fresh, name="catalogue", daemon=True).start()
+
+    def names(self) -> list[str]:
+        return sorted(self._models)
+
+    def get(self, name: str) -> Model:
+        """The model of that name. Raises UnknownModel naming those that are served."""
+        try:
+            return self._models[name]
+        except KeyError:
+            served = ", ".join(self.names()) or "none yet"
+            raise UnknownModel(f"No model {name[:80]!r} here; served: {served}", parameter="model") from None
+
+    def refresh(self) -> None:
+        """Read Serve's state once."""
+        from ray.serve.context import _get_global_client
+
+        details = _get_global_client().get_serve_details()  # serve.status() leaves out user_config and replica ids
+        models = {}
+        for name, application in details["applications"].items():
+            if self._only is not None and name not in self._only:
+                continue
+            model = self._model(name, application)
+            if model is not None:
+                models[name] = model
+        self._models = models
+
+    def close(self) -> None:
+        self._stop.set()
+
+    def _keep_fresh(self) -> None:
+        while not self._stop.wait(REFRESH_S):
+            try:
+                self.refresh()
+            except Exception:  # the controller restarts now and then; the last known state serves meanwhile
+                logger.warning("Serve's state could not be read", exc_info=True)
+
+    def _model(self, name: str, application: Mapping[str, Any]) -> Model | None:
+        """The model that an application is, or None where it is none of ours."""
+        known = self._models.get(name)
+        deployment = application["deployments"].get("VAE")
+        if deployment is None:
+            return self._without_deployment(name, application, known)
+        arguments = deployment["deployment_config"].get("user_config") or {}
+        if arguments.get("protocol") != PROTOCOL:
+            return self._refused(name, f"its VAE deployment does not speak handle protocol {PROTOCOL}")
+        if not NAME.fullmatch(name) or name in RESERVED:
+            return self._refused(name, "its name is reserved or not of the form [a-z0-9][a-z0-9._-]*")
+        states = {replica["replica_id"]: str(replica["state"]) for replica in deployment["replicas"]}
+        running = frozenset(replica for replica, state in states.items() if state.endswith("RUNNING"))
+        transport = known.transport if known and known.transport else _transport_to(name)
+        if not running:
+            starting = bool(states) or deployment["target_num_replicas"] > 0
+            return Model(name, "starting" if starting else "cold", arguments, transport=transport)
+        if known and known.running == running and known.state != "failed":
+            return known
+        reported = _ask(name) or (known.reported if known else {})
+        state: State = "failed" if reported.get("state") == "failed" else "ready"
+        return Model(name, state, arguments, reported.get("reason", ""), running, reported, transport)
+
+    def _without_deployment(self, name: str, application: Mapping[str, Any], known: Model | None) -> Model | None:
+        """An application whose builder failed, or has not run yet, has no deployments; its config tells whether it is a VAE."""
+        config = application.get("deployed_app_config") or {}
+        if config.get("import_path") != "remote_vae_serve.app:vae":
+            return None
+        arguments = {
+            key: value for key, value in (config.get("args") or {}).items() if isinstance(value, (str, int, float))
+        }
+        if str(application["status"]).endswith("DEPLOY_FAILED"):
+            return Model(name, "failed", arguments, _last_line(application["message"]))
+        return known or Model(name, "starting", arguments)
+
+    def _refused(self, name: str, why: str) -> Model | None:
+        if name not in self._warned:
+            self._warned.add(name)
+            logger.warning("application %s is not served: %s", name, why)
+        return None
+
+
+def _transport_to(name: str) -> HandleTransport | None:
+    try:
+        return HandleTransport(serve.get_app_handle(name), timeout=None)  # the HTTP side has the deadline
+    except RayServeException:
+        return None  # not there yet; the next refresh tries again
+
+
+def _ask(name: str) -> dict[str, Any]:
+    """What a running replica says of itself; {} if it does not answer soon."""
+    try:
+        return HandleTransport.of_app(name, DESCRIBE_TIMEOUT_S).describe()
+    except Exception as error:
+        logger.warning("a replica did not describe itself: %s", error)
+        return {}
+
+
+def _last_line(message: str) -> str:
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return lines[-1][:500] if lines else "Serve could not deploy it; see its status"

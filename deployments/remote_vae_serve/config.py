@@ -1,0 +1,73 @@
+"""The arguments of the two builders, `ingress` and `vae`, as they stand under `args:` in serve_config.yaml. Typed, frozen;
+every default is written here, once. How Serve runs them (replicas, queues) is Serve's own business, under `deployments:`."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+DType = Literal["auto", "float16", "bfloat16", "float32"]
+Device = Literal["auto", "cuda", "cpu"]
+
+
+class Arguments(BaseModel):
+    """Base of both: frozen, and an unknown key is refused with the nearest known one named."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_unknown_keys(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            for key in values:
+                if key not in cls.model_fields:
+                    near = difflib.get_close_matches(str(key), cls.model_fields, n=1, cutoff=0.5)
+                    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(cls.model_fields)}"
+                    raise ValueError(f"unknown argument {key!r}; {hint}")
+        return values
+
+
+class IngressConfig(Arguments):
+    """Arguments of `remote_vae_serve.app:ingress`."""
+
+    models: tuple[str, ...] | None = Field(
+        None, description="Serve only these applications; all VAEs of the cluster if unset."
+    )
+    max_body_mib: float = Field(256, gt=0, description="Largest request body, in MiB; larger ones get a 413.")
+    deadline_s: float = Field(300, gt=0, description="Seconds after which a request gets a 504.")
+    num_cpus: float = Field(0.1, ge=0, description="CPUs that Ray reserves for the replica.")
+
+
+class FakeEngineConfig(Arguments):
+    """A stand-in that makes pixels without a model: for load tests and for tests of the service around it."""
+
+    decode_s: float = Field(
+        0.0, ge=0, description="Seconds to wait in each decode, as a busy GPU would; the GIL is free."
+    )
+    channels: int = Field(4, gt=0, description="Channels of the latents it takes.")
+
+
+class VAEConfig(Arguments):
+    """Arguments of `remote_vae_serve.app:vae`: one model."""
+
+    source: str = Field(description="Hub id, local folder, or `demo` for the bundled weights.")
+    subfolder: str | None = Field(None, description="Folder of the VAE inside the source, e.g. `vae`.")
+    revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
+    variant: str | None = Field(None, description="Variant of the weights, e.g. `fp16`.")
+    dtype: DType = Field(
+        "auto", description="What the decoder runs in; `auto` is the family's safe choice on the device."
+    )
+    device: Device = Field("auto", description="`auto` is cuda where Ray assigned a GPU, else cpu.")
+    num_gpus: Literal["auto"] | float = Field(
+        "auto", description="GPUs a replica reserves; `auto` (for one machine) is 1 if a live node has a GPU, else 0."
+    )
+    num_cpus: float = Field(
+        0.1, ge=0, description="CPUs that Ray reserves for a replica; it does not limit its threads."
+    )
+    threads: int | None = Field(
+        None, gt=0, description="Torch's threads; if unset as many as num_cpus, or every core where that is below 1."
+    )
+    retry_s: float = Field(30, gt=0, description="Seconds after which a model that could not be loaded is tried again.")
+    fake: FakeEngineConfig | None = Field(None, description="Use the fake engine instead of the source's weights.")

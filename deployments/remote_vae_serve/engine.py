@@ -1,0 +1,151 @@
+"""The engine: weights on a device, latents to pixels and pixels to latents. Knows no Ray and no HTTP.
+
+`Engine` is the seam. `DiffusersEngine` is the real one; `fake.FakeEngine` stands in for it in tests of the service.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from remote_vae.errors import BadRequest, ModelFailed
+from remote_vae.tensors import to_torch
+from remote_vae.wire import DecodeRequest
+from remote_vae_serve import codecs
+from remote_vae_serve.config import VAEConfig
+from remote_vae_serve.families import LatentSpace, Layout, Size, scale_and_shift
+
+DEMO = Path(__file__).parent / "demo"
+
+
+@dataclass(frozen=True, eq=False)
+class Unpacked:
+    """Latents as the decoder takes them, and how to give its output the form that the client expects."""
+
+    latents: torch.Tensor
+    layout: Layout
+    shape: tuple[int, ...]
+
+
+class Engine(ABC):
+    """One model on one device.
+
+    `load` first; then `unpack` (host), `decode` (device) and `codecs.write` (host) are the stages of a request.
+    `decode` and `encode` are called from one thread at a time.
+    """
+
+    space: LatentSpace
+    dtype: torch.dtype
+    device: str
+
+    @abstractmethod
+    def load(self) -> None:
+        """Bring the weights to the device. Raises ModelFailed with the reason, for people."""
+
+    @abstractmethod
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Decode denormalised latents `[B, C, h, w]` of `dtype` to pixels `[B, 3, H, W]` on the device."""
+
+    @abstractmethod
+    def encode(self, pixels: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Encode pixels `[B, 3, H, W]` in [-1, 1] to latents, not normalised: sampled with a generator, else the mode."""
+
+    @property
+    def revision(self) -> str:
+        """What identifies the weights."""
+        return ""
+
+    def unpack(self, request: DecodeRequest) -> Unpacked:
+        """Check a request against the model; bring its latents into the decoder's layout, scale and dtype.
+
+        Arithmetic is done in the wider of the latents' dtype and the decoder's: where they are equal that is what every
+        pipeline does, and SDXL's casts up before it scales.
+
+        Raises:
+            BadRequest: naming the parameter.
+        """
+        latents = to_torch(request.latents)
+        if not bool(torch.isfinite(latents).all()):
+            raise BadRequest(
+                "The latents contain NaN or infinity; nothing can be decoded from them", parameter="tensor"
+            )
+        size = Size(request.height, request.width)
+        layout = self.space.family.layout_of(latents, self.space, size)
+        batch = 1 if latents.ndim == 3 and request.height is None else latents.shape[0]
+        codecs.check_output(request.output, batch, layout.media)
+        unpacked = layout.unpack(latents, self.space, size).to(torch.promote_types(latents.dtype, self.dtype))
+        scaling = request.scaling
+        scaled = (
+            self.space.denormalise(unpacked)
+            if scaling.own
+            else scale_and_shift(unpacked, scaling.factor, scaling.shift)
+        )
+        return Unpacked(scaled.to(self.dtype), layout, tuple(latents.shape))
+
+
+class DiffusersEngine(Engine):
+    """A diffusers autoencoder, loaded from safetensors and run eagerly.
+
+    Args:
+        config: the model's arguments.
+        device: `cpu` or `cuda`, resolved.
+    """
+
+    def __init__(self, config: VAEConfig, device: str) -> None:
+        self._config = config
+        self._vae: Any = None
+        self.device = device
+
+    def load(self) -> None:
+        from diffusers import AutoModel
+
+        self._set_threads()
+        config = self._config
+        source = str(DEMO) if config.source == "demo" else config.source
+        try:
+            vae = AutoModel.from_pretrained(
+                source, subfolder=config.subfolder, revision=config.revision, variant=config.variant,
+                use_safetensors=True, trust_remote_code=False,
+            )  # fmt: skip
+        except Exception as error:  # whatever the loading code raises becomes a reason that clients see
+            reason = " ".join(str(error).split())[:500]
+            raise ModelFailed(
+                f"The weights of {config.source} cannot be loaded: {type(error).__name__}: {reason}"
+            ) from error
+        if not hasattr(vae, "decode"):
+            raise ModelFailed(
+                f"{config.source} is a {type(vae).__name__}, which is no autoencoder; is `subfolder` right?"
+            )
+        self.space = LatentSpace.of(type(vae).__name__, vae.config)
+        safe = self.space.family.safe_dtype(self.space, self.device)
+        self.dtype = safe if config.dtype == "auto" else getattr(torch, config.dtype)
+        self._vae = vae.to(self.device, self.dtype).eval().requires_grad_(False)
+
+    def _set_threads(self) -> None:
+        """Ray sets OMP_NUM_THREADS=1 in a replica that reserves less than one CPU; a decode would crawl."""
+        reserved = int(self._config.num_cpus)
+        torch.set_num_threads(self._config.threads or reserved or len(os.sched_getaffinity(0)))
+
+    @torch.inference_mode()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        pixels: torch.Tensor = self._vae.decode(latents.to(self.device), return_dict=False)[0]
+        return pixels
+
+    @torch.inference_mode()
+    def encode(self, pixels: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        encoded = self._vae.encode(pixels.to(self.device, self.dtype))
+        if hasattr(encoded, "latent_dist"):
+            distribution = encoded.latent_dist
+            latents: torch.Tensor = distribution.mode() if generator is None else distribution.sample(generator)
+            return latents
+        latents = encoded.latents  # AutoencoderTiny has no distribution
+        return latents
+
+    @property
+    def revision(self) -> str:
+        return self._config.revision or ("bundled" if self._config.source == "demo" else "")

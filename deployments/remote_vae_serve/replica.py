@@ -1,0 +1,147 @@
+"""`VAE`: the Serve deployment of one model. A replica holds the weights; it is called by the ingress and by generator
+actors, with the same plain tuples. Knows no torch."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+from ray import serve
+
+from remote_vae.errors import ModelFailed, RemoteVAEError
+from remote_vae.wire import PROTOCOL, DecodeRequest
+from remote_vae_serve.config import VAEConfig
+
+if TYPE_CHECKING:
+    from remote_vae_serve.engine import Engine
+    from remote_vae_serve.pipeline import Pipeline
+
+logger = logging.getLogger("ray.serve")
+
+
+class VAE:
+    """One replica of one model.
+
+    A model that cannot be loaded does not raise here: Serve would start the replica again for ever, showing nobody the
+    reason. The replica comes up failed instead, answers every request with the reason, and tries again after
+    `retry_s` at the next request.
+
+    Args:
+        config: with `num_gpus` resolved to a number.
+    """
+
+    def __init__(self, config: VAEConfig) -> None:
+        self._config = config
+        self._model = serve.get_replica_context().app_name
+        self._pipeline: Pipeline | None = None
+        self._engine: Engine | None = None
+        self._failure: ModelFailed | None = None
+        self._next_try = 0.0
+        self._loading = asyncio.Lock()
+        self._load()
+
+    async def decode(self, plain: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Decode one request: `DecodeRequest.to_plain()` in, `Result.to_plain()` out. Raises RemoteVAEError."""
+        pipeline = await self._ready()
+        result = await pipeline.decode(DecodeRequest.from_plain(plain))
+        return result.to_plain()
+
+    async def describe(self) -> dict[str, Any]:
+        """The model as this replica sees it: plain values."""
+        description = describe_arguments(self._config) | {
+            "name": self._model,
+            "state": "failed" if self._failure else "ready",
+        }
+        if self._failure is not None:
+            description["reason"] = self._failure.message
+        if self._engine is not None:
+            space = self._engine.space
+            description |= {
+                "device": self._engine.device,
+                "dtype": str(self._engine.dtype).removeprefix("torch."),
+                "revision": self._engine.revision,
+                "class": space.class_name,
+                "family": space.family.name,
+                "latents": space.family.expected(space),
+                "latent_channels": space.channels,
+                "spatial_ratio": space.ratio,
+                "scaling_factor": space.scaling_factor,
+                "shift_factor": space.shift_factor,
+            }
+        return description
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Serve asks for this method where a deployment has a `user_config`; ours is a notice for the ingress to read."""
+
+    def _load(self) -> None:
+        from remote_vae_serve.pipeline import Pipeline
+
+        started = time.monotonic()
+        try:
+            engine = build_engine(self._config)
+            engine.load()
+        except RemoteVAEError as error:
+            self._failure = ModelFailed(error.message, retry_after=self._config.retry_s)
+            self._next_try = time.monotonic() + self._config.retry_s
+            logger.error("%s cannot serve: %s", self._model, error.message)
+            return
+        self._failure, self._engine, self._pipeline = None, engine, Pipeline(engine, self._model)
+        logger.info("%s is ready on %s after %.1f s", self._model, engine.device, time.monotonic() - started)
+
+    async def _ready(self) -> Pipeline:
+        if self._pipeline is None:
+            async with self._loading:
+                if self._failure is not None and time.monotonic() >= self._next_try:
+                    await asyncio.to_thread(self._load)
+            if self._failure is not None:
+                raise ModelFailed(self._failure.message, retry_after=self._config.retry_s)
+        assert self._pipeline is not None
+        return self._pipeline
+
+
+def describe_arguments(config: VAEConfig) -> dict[str, Any]:
+    """What can be said of a model without a replica of it."""
+    fields = ("source", "subfolder", "revision", "variant", "dtype", "device", "num_gpus")
+    return {"protocol": PROTOCOL} | {
+        name: getattr(config, name) for name in fields if getattr(config, name) is not None
+    }
+
+
+def build_engine(config: VAEConfig) -> Engine:
+    """The engine of a model, on the device that this replica was given. Raises ModelFailed."""
+    import ray
+    import torch
+
+    from remote_vae_serve.engine import DiffusersEngine
+
+    if config.fake is not None:
+        from remote_vae_serve.fake import FakeEngine
+
+        return FakeEngine(config.fake)
+    assigned = len(ray.get_gpu_ids())
+    return DiffusersEngine(config, resolve_device(config, assigned, torch.cuda.is_available()))
+
+
+def resolve_device(config: VAEConfig, assigned: int, cuda: bool) -> str:
+    """`cpu` or `cuda` for a replica to which Ray assigned so many GPUs.
+
+    Raises:
+        ModelFailed: the arguments ask for a GPU, and this replica has none or cannot use it.
+    """
+    if config.device == "cpu":
+        return "cpu"
+    wanted = config.num_gpus != "auto" and config.num_gpus > 0
+    if assigned == 0 and (wanted or config.device == "cuda"):
+        raise ModelFailed(
+            f"device is {config.device} and num_gpus {config.num_gpus}, but Ray assigned this replica no GPU. "
+            "Does serve_config.yaml set ray_actor_options? They replace those of the model, its GPU included: "
+            "set num_gpus and num_cpus under args instead"
+        )
+    if assigned and not cuda:
+        raise ModelFailed(
+            "Ray assigned this replica a GPU, but torch cannot use CUDA here: install a CUDA build of torch, "
+            "or set device: cpu"
+        )
+    return "cuda" if assigned else "cpu"

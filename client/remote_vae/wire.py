@@ -217,8 +217,10 @@ class Parameters:
 
     def number(self, name: str) -> float | None:
         value = self.text(name)
+        if value is None:
+            return None
         try:
-            return None if value is None else float(value)
+            return float(value)
         except ValueError:
             raise BadRequest(f"{name} is {value[:80]!r}; expected a number", parameter=name) from None
 

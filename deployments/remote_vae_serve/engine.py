@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 
 from remote_vae.errors import BadRequest, ModelFailed
@@ -102,29 +104,44 @@ class DiffusersEngine(Engine):
         self.device = device
 
     def load(self) -> None:
-        from diffusers import AutoModel
-
         self._set_threads()
         config = self._config
-        source = str(DEMO) if config.source == "demo" else config.source
         try:
-            vae = AutoModel.from_pretrained(
-                source, subfolder=config.subfolder, revision=config.revision, variant=config.variant,
-                use_safetensors=True, trust_remote_code=False,
-            )  # fmt: skip
+            self.space = self._read_config()
+            safe = self.space.family.safe_dtype(self.space, self.device)
+            self.dtype = safe if config.dtype == "auto" else getattr(torch, config.dtype)
+            model_class = getattr(diffusers, self.space.class_name)
+            vae = model_class.from_pretrained(
+                **self._where(), variant=config.variant, torch_dtype=self.dtype, use_safetensors=True
+            )
+        except ModelFailed:
+            raise
         except Exception as error:  # whatever the loading code raises becomes a reason that clients see
             reason = " ".join(str(error).split())[:500]
             raise ModelFailed(
                 f"The weights of {config.source} cannot be loaded: {type(error).__name__}: {reason}"
             ) from error
-        if not hasattr(vae, "decode"):
-            raise ModelFailed(
-                f"{config.source} is a {type(vae).__name__}, which is no autoencoder; is `subfolder` right?"
-            )
-        self.space = LatentSpace.of(type(vae).__name__, vae.config)
-        safe = self.space.family.safe_dtype(self.space, self.device)
-        self.dtype = safe if config.dtype == "auto" else getattr(torch, config.dtype)
-        self._vae = vae.to(self.device, self.dtype).eval().requires_grad_(False)
+        self._vae = vae.to(self.device).eval().requires_grad_(False)
+
+    def _read_config(self) -> LatentSpace:
+        """What the model's config.json says, its class's defaults filled in, before any weight is read."""
+        written = diffusers.AutoModel.load_config(**self._where())
+        name = written.get("_class_name", "")
+        model_class: Any = getattr(diffusers, name, None)
+        if not hasattr(model_class, "decode"):
+            raise ModelFailed(f"{self._config.source} holds a {name or 'model of no class'}, which is no autoencoder of this "
+                              f"diffusers ({diffusers.__version__}); is `subfolder` right?")  # fmt: skip
+        parameters = inspect.signature(model_class).parameters.values()
+        defaults = {parameter.name: parameter.default for parameter in parameters}
+        return LatentSpace.of(name, defaults | written)
+
+    def _where(self) -> dict[str, Any]:
+        source = str(DEMO) if self._config.source == "demo" else self._config.source
+        return {
+            "pretrained_model_name_or_path": source,
+            "subfolder": self._config.subfolder,
+            "revision": self._config.revision,
+        }
 
     def _set_threads(self) -> None:
         """Ray sets OMP_NUM_THREADS=1 in a replica that reserves less than one CPU; a decode would crawl."""

@@ -8,6 +8,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
+import ray
 from ray import serve
 
 from remote_vae.errors import ModelFailed, RemoteVAEError
@@ -60,6 +61,7 @@ class VAE:
             space = self._engine.space
             description |= {
                 "device": self._engine.device,
+                "gpu_ids": ray.get_gpu_ids(),
                 "dtype": str(self._engine.dtype).removeprefix("torch."),
                 "revision": self._engine.revision,
                 "class": space.class_name,
@@ -111,7 +113,6 @@ def describe_arguments(config: VAEConfig) -> dict[str, Any]:
 
 def build_engine(config: VAEConfig) -> Engine:
     """The engine of a model, on the device that this replica was given. Raises ModelFailed."""
-    import ray
     import torch
 
     from remote_vae_serve.engine import DiffusersEngine

@@ -1,0 +1,27 @@
+# One command each. All of them make the environment first (.venv, some minutes and gigabytes, once).
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo serve test check clean
+
+demo: .venv/installed ## a picture through the bundled demo VAE, over HTTP and through a Ray handle
+	$(BIN)/python tools/demo.py
+
+serve: .venv/installed ## the same server, kept running: http://127.0.0.1:8000
+	$(BIN)/serve run --address local serve_config.yaml
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+check: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv dist build demo-output .mypy_cache .pytest_cache .ruff_cache
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@

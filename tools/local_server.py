@@ -1,0 +1,145 @@
+"""A server of one's own on this machine: `serve run` on free ports with a Ray of its own, stopped without a trace.
+
+For `make demo` and for the tests of the shipped configuration.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import requests
+import yaml
+
+CONFIG = Path(__file__).parents[1] / "serve_config.yaml"
+STOP_S = 20.0
+
+
+class ServerFailed(RuntimeError):
+    """The server did not come up; the end of its log is in the message."""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class LocalServer:
+    """`with LocalServer() as server:` runs the given configuration; `server.url` is its address.
+
+    Args:
+        config: a Serve config; host and port in it are replaced.
+        models: which of its models to wait for.
+        change: edits the parsed config before it is used.
+    """
+
+    def __init__(
+        self,
+        config: Path = CONFIG,
+        models: tuple[str, ...] = ("demo",),
+        change: Callable[[dict[str, Any]], None] = lambda _: None,
+    ) -> None:
+        self._config = yaml.safe_load(config.read_text())
+        self._config["http_options"] = {"host": "127.0.0.1", "port": free_port()}
+        change(self._config)
+        self._models = models
+        self._folder = tempfile.TemporaryDirectory(prefix="remote-vae-")
+        self._process: subprocess.Popen[bytes] | None = None
+        self.url = f"http://127.0.0.1:{self._config['http_options']['port']}"
+        self.ray_address = f"127.0.0.1:{free_port()}"
+        # What another process needs to join this Ray. Ray asks for a token on both sides, and a driver that does not set
+        # the mode sends none.
+        self.ray_environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+    @property
+    def log(self) -> Path:
+        return Path(self._folder.name) / "server.log"
+
+    def start(self, tick: Callable[[], None] = lambda: None, timeout_s: float = 180) -> None:
+        """Start it and wait until its models are ready, calling `tick` now and then. Raises ServerFailed."""
+        written = Path(self._folder.name) / "serve_config.yaml"
+        written.write_text(yaml.safe_dump(self._config))
+        environment = (
+            os.environ
+            | self.ray_environment
+            | {
+                "RAY_GCS_SERVER_PORT": self.ray_address.split(":")[1],
+                "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+            }
+        )
+        environment.pop("RAY_ADDRESS", None)  # a Ray of its own, whatever Ray runs already
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(
+                ["serve", "run", "--address", "local", str(written)],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                env=environment, start_new_session=True,
+            )  # fmt: skip
+        give_up = time.monotonic() + timeout_s
+        while not self._ready():
+            if self._process.poll() is not None or time.monotonic() > give_up:
+                tail = self.log.read_text(errors="replace")[-3000:]
+                self.stop()
+                raise ServerFailed(f"The server did not come up within {timeout_s:g} s. The end of its log:\n{tail}")
+            tick()
+            time.sleep(0.25)
+
+    def stop(self) -> None:
+        """SIGTERM, which ends Serve and its Ray; then SIGKILL for whatever of its session is left."""
+        if self._process is not None:
+            # `serve run` started from a script ignores SIGINT; SIGTERM it obeys, within seconds.
+            self._process.terminate()
+            try:
+                self._process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                pass
+            give_up = time.monotonic() + STOP_S
+            while (left := self.processes()) and time.monotonic() < give_up:
+                time.sleep(0.1)
+            for pid in left:
+                _kill(pid)
+            self._process.wait()
+            self._process = None
+        self._folder.cleanup()
+
+    def processes(self) -> list[int]:
+        """The live processes of the server's session: its Ray and its replicas included."""
+        if self._process is None:
+            return []
+        listing = subprocess.run(["ps", "-e", "-o", "pid=,sess=,stat="], capture_output=True, text=True, check=True)
+        rows = [line.split() for line in listing.stdout.splitlines()]
+        return [int(pid) for pid, session, state in rows if int(session) == self._process.pid and state[0] != "Z"]
+
+    def _ready(self) -> bool:
+        try:
+            models = requests.get(f"{self.url}/models", timeout=5).json()["models"]
+        except (requests.RequestException, ValueError, KeyError):
+            return False
+        ready = {model["name"] for model in models if model["state"] == "ready"}
+        return ready >= set(self._models)
+
+    def __enter__(self) -> LocalServer:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass

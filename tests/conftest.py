@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,13 +12,13 @@ from typing import Any
 import pytest
 import ray
 import requests
-from local_server import free_port
 from ray import serve
 from ray.serve import RunTarget
-from samples import KINDS, save_tiny_vae
 
+from local_server import free_port
 from remote_vae_serve.app import ingress, vae
 from remote_vae_serve.config import IngressConfig, VAEConfig
+from samples import KINDS, save_tiny_vae
 
 GPUS = 4
 
@@ -63,6 +64,11 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def cluster(weights: Path) -> Iterator[Cluster]:
+    here = Path(__file__).parent
+    # Workers unpickle the actors that tests define by importing the tests.
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        map(str, [here, here / "cluster", here / "serve", here.parent / "tools"])
+    )
     ray.init("local", num_cpus=4, num_gpus=GPUS, include_dashboard=False, log_to_driver=False, configure_logging=False)
     port = free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port})

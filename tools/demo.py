@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from local_server import LocalServer, ServerFailed
 from PIL import Image
 
+from local_server import LocalServer, ServerFailed
 from remote_vae import RemoteVAE
 from remote_vae_serve.config import VAEConfig
 from remote_vae_serve.engine import DEMO, DiffusersEngine
@@ -107,9 +107,13 @@ def main() -> None:
     picture.save(out / "original.png")
     over_http.save(out / "decoded-http.png")
     over_handle.save(out / "decoded-handle.png")
+    beside = Image.new("RGB", (2 * picture.width + 8, picture.height), "white")
+    beside.paste(picture, (0, 0))
+    beside.paste(over_http, (picture.width + 8, 0))
+    beside.save(out / "side-by-side.png")
     same = "the same pixels" if over_http.tobytes() == over_handle.tobytes() else "DIFFERENT pixels"
     print(f"\n  PSNR of the decoded picture {psnr(over_http, picture):.2f} dB; both doors gave {same}")
-    for name in ("original.png", "decoded-http.png", "decoded-handle.png"):
+    for name in ("original.png", "decoded-http.png", "decoded-handle.png", "side-by-side.png"):
         print(f"  {(out / name).resolve()}")
     print(f"\nDone in {time.monotonic() - START:.0f} s.")
 

@@ -5,6 +5,7 @@ For `make demo` and for the tests of the shipped configuration.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import signal
@@ -99,10 +100,8 @@ class LocalServer:
         if self._process is not None:
             # `serve run` started from a script ignores SIGINT; SIGTERM it obeys, within seconds.
             self._process.terminate()
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(STOP_S)
-            except subprocess.TimeoutExpired:
-                pass
             give_up = time.monotonic() + STOP_S
             while (left := self.processes()) and time.monotonic() < give_up:
                 time.sleep(0.1)
@@ -139,7 +138,5 @@ class LocalServer:
 
 
 def _kill(pid: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass

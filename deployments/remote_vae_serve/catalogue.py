@@ -138,7 +138,7 @@ class Catalogue:
             key: value for key, value in (config.get("args") or {}).items() if isinstance(value, (str, int, float))
         }
         if str(application["status"]).endswith("DEPLOY_FAILED"):
-            return Model(name, "failed", arguments, _last_line(application["message"]))
+            return Model(name, "failed", arguments, _sentence(application["message"]))
         return known or Model(name, "starting", arguments)
 
     def _refused(self, name: str, why: str) -> Model | None:
@@ -164,6 +164,12 @@ def _ask(name: str) -> dict[str, Any]:
         return {}
 
 
-def _last_line(message: str) -> str:
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return lines[-1][:500] if lines else "Serve could not deploy it; see its status"
+def _sentence(message: str) -> str:
+    """What a person wants of Serve's message on a failed application: not the traceback, but what the last error said.
+
+    A pydantic error takes several lines: a header, then for each mistake the argument, the complaint, a link.
+    """
+    lines = [line.strip() for line in message.splitlines() if line.strip() and "For further information" not in line]
+    header = next((number for number, line in enumerate(lines) if "validation error" in line), len(lines) - 2)
+    said = [line.partition(" [type=")[0].removeprefix("Value error, ") for line in lines[header + 1 :]]
+    return " ".join(said)[:500] or "Serve could not deploy it; see its status"

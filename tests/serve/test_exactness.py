@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Cluster
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from ray import serve
-from samples import KINDS, latents, pipeline_decode, postprocessed, samples_of, tiny_vae
 
+from conftest import Cluster
 from remote_vae import RemoteVAE
+from samples import KINDS, latents, pipeline_decode, postprocessed, samples_of, tiny_vae
 
 CASES = [(kind, layout) for kind in KINDS for layout in samples_of(kind)]
 

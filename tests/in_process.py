@@ -1,0 +1,50 @@
+"""Models that answer in this process: what `remote_vae_serve.http.create_app` needs, without Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from remote_vae.errors import UnknownModel
+from remote_vae_serve.config import FakeEngineConfig, VAEConfig
+from remote_vae_serve.engine import DiffusersEngine, Engine
+from remote_vae_serve.fake import FakeEngine
+from remote_vae_serve.http import Decoder
+from remote_vae_serve.pipeline import Pipeline
+
+
+class InProcess:
+    """The `Models` of the HTTP app: each name is anything that decodes."""
+
+    def __init__(self, **decoders: Decoder) -> None:
+        self._decoders = decoders
+
+    def find(self, name: str) -> Decoder:
+        try:
+            return self._decoders[name]
+        except KeyError:
+            raise UnknownModel(f"No model {name!r} here; served: {self.names()}", parameter="model") from None
+
+    def describe(self, name: str) -> dict[str, Any]:
+        self.find(name)
+        return {"name": name, "state": "ready"}
+
+    def names(self) -> list[str]:
+        return sorted(self._decoders)
+
+
+def fake_engine(channels: int = 4, decode_s: float = 0.0) -> Engine:
+    engine = FakeEngine(FakeEngineConfig(channels=channels, decode_s=decode_s))
+    engine.load()
+    return engine
+
+
+def diffusers_engine(folder: Path, **arguments: Any) -> DiffusersEngine:
+    """Loaded on the CPU; one thread, so that results can be compared bit for bit."""
+    engine = DiffusersEngine(VAEConfig(source=str(folder), threads=1, **arguments), "cpu")
+    engine.load()
+    return engine
+
+
+def pipeline_of(engine: Engine, model: str = "model") -> Pipeline:
+    return Pipeline(engine, model)

@@ -1,0 +1,118 @@
+"""`serve run serve_config.yaml`, as shipped: on a machine without GPU and network, with clients that are not ours."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+import torch
+from diffusers import AutoencoderKL
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils.remote_utils import remote_decode as huggingface_remote_decode
+
+from local_server import LocalServer
+from remote_vae import remote_decode
+from remote_vae_serve.engine import DEMO
+from samples import latents, pipeline_decode, postprocessed
+
+LOST_GPU = {
+    "name": "lost-gpu",
+    "route_prefix": None,
+    "import_path": "remote_vae_serve.app:vae",
+    "args": {"source": "demo", "num_gpus": 1},
+    "deployments": [{"name": "VAE", "ray_actor_options": {"num_cpus": 0.1}}],
+}
+MISSPELT = {
+    "name": "misspelt",
+    "route_prefix": None,
+    "import_path": "remote_vae_serve.app:vae",
+    "args": {"source": "demo", "sorce": "demo"},
+}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[LocalServer]:
+    def with_two_mistakes(config: dict[str, Any]) -> None:
+        config["applications"] += [LOST_GPU, MISSPELT]
+
+    running = LocalServer(change=with_two_mistakes)
+    with running:
+        started = running.processes()
+        yield running
+    assert started
+    assert not running.processes()
+
+
+@pytest.fixture(scope="module")
+def demo_pixels() -> torch.Tensor:
+    """What the demo VAE makes of `latents(1, 16, 16, 24)`, locally."""
+    vae = AutoencoderKL.from_pretrained(DEMO, torch_dtype=torch.float32)
+    return pipeline_decode(vae, latents(1, 16, 16, 24))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"image_format": "png"},
+        {"processor": VaeImageProcessor()},
+        {"output_type": "pt", "return_type": "pt"},
+        {"output_type": "pt", "processor": VaeImageProcessor()},
+        {"output_type": "pt", "partial_postprocess": True},
+        {"output_type": "pt", "return_type": "pt", "partial_postprocess": True},
+    ],
+    ids=lambda options: "-".join(options) or "default",
+)
+def test_the_unmodified_diffusers_client_gets_what_it_asks_for(
+    server: LocalServer, demo_pixels: torch.Tensor, options: dict[str, Any]
+) -> None:
+    config = AutoencoderKL.load_config(DEMO)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # diffusers on its own do_scaling
+        warnings.simplefilter("ignore", UserWarning)
+        arguments: dict[str, Any] = {"endpoint": f"{server.url}/demo", "tensor": latents(1, 16, 16, 24)} | options
+        own = huggingface_remote_decode(**arguments)
+        given = huggingface_remote_decode(
+            **arguments, scaling_factor=config["scaling_factor"], shift_factor=config["shift_factor"]
+        )
+    ours = remote_decode(**arguments)
+    for image in (own, given, ours):
+        if isinstance(image, torch.Tensor) and image.dtype == torch.float32:
+            torch.testing.assert_close(image, demo_pixels, atol=2e-5, rtol=0)
+            continue
+        pixels = np.asarray(image[0] if isinstance(image, list) else image).astype(int).reshape(128, 192, 3)
+        difference = np.abs(pixels - np.asarray(postprocessed(demo_pixels, "pil")[0]))
+        lossy = not options
+        assert difference.max() <= (40 if lossy else 1)
+        assert difference.mean() < (3 if lossy else 0.01)
+
+
+def test_models_that_nobody_asked_for_stay_cold_and_reading_them_wakes_none(server: LocalServer) -> None:
+    for _ in range(3):
+        models = {model["name"]: model for model in requests.get(f"{server.url}/models").json()["models"]}
+        assert {models[name]["state"] for name in ("sd-v1", "sd-xl", "flux")} == {"cold"}
+        assert models["sd-v1"]["source"] == "stabilityai/sd-vae-ft-mse"
+        assert requests.get(f"{server.url}/flux").json()["subfolder"] == "vae"
+
+
+def test_a_gpu_lost_to_ray_actor_options_is_noticed_and_said(server: LocalServer) -> None:
+    answer = requests.post(
+        f"{server.url}/lost-gpu", params={"shape": [1, 16, 4, 4], "dtype": "float32"}, data=bytes(1024), timeout=60
+    )
+    assert (answer.status_code, answer.json()["code"]) == (503, "model_failed")
+    assert "ray_actor_options" in answer.json()["error"]
+    assert requests.get(f"{server.url}/lost-gpu").json()["state"] == "failed"
+
+
+def test_a_misspelt_argument_fails_that_application_alone_and_names_the_right_one(server: LocalServer) -> None:
+    description = requests.get(f"{server.url}/misspelt").json()
+    assert description["state"] == "failed"
+    answer = requests.post(
+        f"{server.url}/misspelt", params={"shape": [1, 16, 4, 4], "dtype": "float32"}, data=bytes(1024)
+    )
+    assert answer.status_code == 503
+    assert "'source'" in answer.json()["error"]

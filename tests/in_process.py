@@ -23,7 +23,7 @@ class InProcess:
         try:
             return self._decoders[name]
         except KeyError:
-            raise UnknownModel(f"No model {name!r} here; served: {self.names()}", parameter="model") from None
+            raise UnknownModel(f"No model {name[:80]!r} here; served: {self.names()}", parameter="model") from None
 
     def describe(self, name: str) -> dict[str, Any]:
         self.find(name)

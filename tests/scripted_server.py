@@ -16,6 +16,7 @@ class Exchange(BaseHTTPRequestHandler):
     """One connection. `said` is the request's body; the methods answer it."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     server: _Server
     said: bytes
 

@@ -23,7 +23,8 @@ from PIL import Image
 from local_server import LocalServer, ServerFailed
 from remote_vae import RemoteVAE
 from remote_vae_serve.config import VAEConfig
-from remote_vae_serve.engine import DEMO, DiffusersEngine
+from remote_vae_serve.engine import DiffusersEngine
+from remote_vae_serve.weights import DEMO
 
 START = time.monotonic()
 

@@ -100,7 +100,12 @@ class HandleTransport(Transport):
 
 
 async def _coroutine(response: Awaitable[T]) -> T:
-    return await response
+    try:
+        return await response
+    except asyncio.CancelledError:
+        if hasattr(response, "cancel"):  # tell the replica: nobody waits for it any more
+            response.cancel()
+        raise
 
 
 def _in_event_loop() -> bool:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import logging
 import re
 import threading
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import ray
 from ray import serve
 from ray.serve.exceptions import RayServeException
 
@@ -19,12 +21,15 @@ from remote_vae.errors import UnknownModel
 from remote_vae.handles import HandleTransport
 from remote_vae.wire import PROTOCOL
 from remote_vae_serve.http import RESERVED
+from remote_vae_serve.placement import Shortage, shortages
+from remote_vae_serve.scaling import ASKED_FOR_S, ask_to_yield
 
 logger = logging.getLogger("ray.serve")
 
 State = Literal["cold", "starting", "ready", "failed"]
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 REFRESH_S = 1.0
+ASK_AGAIN_S = 10.0  # a failed replica may have mended; asked more often, it would never look idle to the autoscaler
 DESCRIBE_TIMEOUT_S = 5.0
 
 
@@ -38,6 +43,8 @@ class Model:
         running: ids of the replicas that answer.
         reported: what a replica last said of itself; empty before the first.
         transport: the way to it; None where it failed to deploy.
+        asked_at: when a replica was last asked, on the monotonic clock.
+        shortage: what its first replica waits for; None if for nothing.
     """
 
     name: str
@@ -47,6 +54,8 @@ class Model:
     running: frozenset[str] = frozenset()
     reported: Mapping[str, Any] = field(default_factory=dict)
     transport: HandleTransport | None = None
+    asked_at: float = 0.0
+    shortage: Shortage | None = None
 
     def describe(self) -> dict[str, Any]:
         """For `GET /<model>`."""
@@ -86,15 +95,20 @@ class Catalogue:
         """Read Serve's state once."""
         from ray.serve.context import _get_global_client
 
-        details = _get_global_client().get_serve_details()  # serve.status() leaves out user_config and replica ids
+        # serve.status() leaves out user_config, replica ids and where replicas are.
+        applications = _get_global_client().get_serve_details()["applications"]
+        waiting = shortages(applications, ray.cluster_resources(), ray.available_resources())
         models = {}
-        for name, application in details["applications"].items():
+        for name, application in applications.items():
             if self._only is not None and name not in self._only:
                 continue
-            model = self._model(name, application)
+            model = self._model(name, application, waiting.get(name))
             if model is not None:
                 models[name] = model
         self._models = models
+        for shortage in waiting.values():
+            if shortage.holders:  # one at a time: the next is asked when this one turns out to be busy
+                ask_to_yield(shortage.holders[int(time.time() / ASKED_FOR_S) % len(shortage.holders)])
 
     def close(self) -> None:
         self._stop.set()
@@ -106,7 +120,7 @@ class Catalogue:
             except Exception:  # the controller restarts now and then; the last known state serves meanwhile
                 logger.warning("Serve's state could not be read", exc_info=True)
 
-    def _model(self, name: str, application: Mapping[str, Any]) -> Model | None:
+    def _model(self, name: str, application: Mapping[str, Any], shortage: Shortage | None) -> Model | None:
         """The model that an application is, or None where it is none of ours."""
         known = self._models.get(name)
         deployment = application["deployments"].get("VAE")
@@ -121,13 +135,19 @@ class Catalogue:
         running = frozenset(replica for replica, state in states.items() if state.endswith("RUNNING"))
         transport = known.transport if known and known.transport else _transport_to(name)
         if not running:
-            starting = bool(states) or deployment["target_num_replicas"] > 0
-            return Model(name, "starting" if starting else "cold", arguments, transport=transport)
-        if known and known.running == running and known.state != "failed":
+            if states or deployment["target_num_replicas"] > 0:
+                why = str(shortage) if shortage else ""
+                return Model(name, "starting", arguments, why, transport=transport, shortage=shortage)
+            if known and known.state == "failed":  # idle, it went; what it said stands until the next one starts
+                return replace(known, arguments=arguments, running=running, transport=transport)
+            return Model(name, "cold", arguments, transport=transport)
+        settled = known and (known.state == "ready" or time.monotonic() < known.asked_at + ASK_AGAIN_S)
+        if known and settled and known.running == running:
             return known
         reported = _ask(name) or (known.reported if known else {})
         state: State = "failed" if reported.get("state") == "failed" else "ready"
-        return Model(name, state, arguments, reported.get("reason", ""), running, reported, transport)
+        asked_at = time.monotonic()
+        return Model(name, state, arguments, reported.get("reason", ""), running, reported, transport, asked_at)
 
     def _without_deployment(self, name: str, application: Mapping[str, Any], known: Model | None) -> Model | None:
         """An application whose builder failed, or has not run yet, has no deployments; its config tells whether it is a VAE."""

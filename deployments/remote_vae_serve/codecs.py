@@ -1,4 +1,4 @@
-"""Pixels to what travels: uint8, JPEG, PNG, raw floats. Bytes in memory only; nothing here opens a file.
+"""Pixels to what travels: uint8, JPEG, PNG, mp4, raw floats. Bytes in memory only; nothing here opens a file.
 
 The rounding is that of diffusers' image processors: `(x / 2 + 0.5).clamp(0, 1)` in the decoder's dtype, then
 `round(255 x)`, half to even, in float32.
@@ -16,6 +16,7 @@ from remote_vae.errors import BadRequest
 from remote_vae.tensors import RawTensor, from_array
 from remote_vae.wire import Output, Result
 from remote_vae_serve.families import Media
+from remote_vae_serve.video import to_mp4
 
 JPEG_QUALITY = 90
 
@@ -41,24 +42,26 @@ def check_output(output: Output, batch: int, media: Media) -> None:
             "or ask for output_type=pt with partial_postprocess=true",
             parameter="shape",
         )
-    if output is Output.MP4:
+    if output is Output.MP4 and media == "image":
         raise BadRequest(
             "output_type=mp4 is for videos; these latents make images: ask for pil or pt", parameter="output_type"
         )
-    if media == "video" and batch > 1 and output in (Output.UNIT, Output.UINT8):
+    if media == "video" and batch > 1 and output is not Output.PT:
         raise BadRequest(
-            f"Frames are sent for one video at a time and the batch has {batch}; "
-            "send one request per video, or ask for output_type=pt",
+            f"A reply holds one video and the batch has {batch}; send one request per video, or ask for output_type=pt",
             parameter="shape",
         )
 
 
-def write(pixels: torch.Tensor, output: Output) -> Result:
+def write(pixels: torch.Tensor, output: Output, fps: float) -> Result:
     """The reply for decoded pixels.
 
     Args:
         pixels: `[B, C, H, W]` or `[B, C, T, H, W]`, nominally in [-1, 1], in the decoder's dtype.
+        fps: frames a second, of a video.
     """
+    if output is Output.MP4:
+        return Result(output.media_type, np.frombuffer(to_mp4(to_uint8(pixels), fps), np.uint8))
     if output.is_image:
         picture = Image.fromarray(to_uint8(pixels)[0].numpy())
         return Result(output.media_type, np.frombuffer(_file(picture, output), np.uint8))

@@ -9,7 +9,6 @@ import inspect
 import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -18,11 +17,9 @@ import torch
 from remote_vae.errors import BadRequest, ModelFailed
 from remote_vae.tensors import to_torch
 from remote_vae.wire import DecodeRequest
-from remote_vae_serve import codecs
+from remote_vae_serve import codecs, weights
 from remote_vae_serve.config import VAEConfig
 from remote_vae_serve.families import LatentSpace, Layout, Size, scale_and_shift
-
-DEMO = Path(__file__).parent / "demo"
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +63,7 @@ class Engine(ABC):
         """Check a request against the model; bring its latents into the decoder's layout, scale and dtype.
 
         Arithmetic is done in the wider of the latents' dtype and the decoder's: where they are equal that is what every
-        pipeline does, and SDXL's casts up before it scales.
+        pipeline does, and SDXL's casts up before it scales. Families whose pipelines cast first do so here.
 
         Raises:
             BadRequest: naming the parameter.
@@ -80,7 +77,8 @@ class Engine(ABC):
         layout = self.space.family.layout_of(latents, self.space, size)
         batch = 1 if latents.ndim == 3 and request.height is None else latents.shape[0]
         codecs.check_output(request.output, batch, layout.media)
-        unpacked = layout.unpack(latents, self.space, size).to(torch.promote_types(latents.dtype, self.dtype))
+        wider = torch.promote_types(latents.dtype, self.dtype)
+        unpacked = layout.unpack(latents, self.space, size).to(self.dtype if self.space.family.cast_first else wider)
         scaling = request.scaling
         scaled = (
             self.space.denormalise(unpacked)
@@ -105,43 +103,20 @@ class DiffusersEngine(Engine):
 
     def load(self) -> None:
         self._set_threads()
-        config = self._config
+        self._weights = weights.fetch(self._config)
+        self.space = latent_space(self._weights.config(), self._config.source)
+        safe = self.space.family.safe_dtype(self.space, self.device)
+        self.dtype = safe if self._config.dtype == "auto" else getattr(torch, self._config.dtype)
+        model_class = getattr(diffusers, self.space.class_name)
         try:
-            self.space = self._read_config()
-            safe = self.space.family.safe_dtype(self.space, self.device)
-            self.dtype = safe if config.dtype == "auto" else getattr(torch, config.dtype)
-            model_class = getattr(diffusers, self.space.class_name)
             vae = model_class.from_pretrained(
-                **self._where(), variant=config.variant, torch_dtype=self.dtype, use_safetensors=True
+                self._weights.folder, variant=self._config.variant, torch_dtype=self.dtype, use_safetensors=True
             )
-        except ModelFailed:
-            raise
+            self._vae = vae.to(self.device).eval().requires_grad_(False)
         except Exception as error:  # whatever the loading code raises becomes a reason that clients see
-            reason = " ".join(str(error).split())[:500]
             raise ModelFailed(
-                f"The weights of {config.source} cannot be loaded: {type(error).__name__}: {reason}"
+                f"{self._config.source} could not be loaded: {load_reason(error, self.device)}"
             ) from error
-        self._vae = vae.to(self.device).eval().requires_grad_(False)
-
-    def _read_config(self) -> LatentSpace:
-        """What the model's config.json says, its class's defaults filled in, before any weight is read."""
-        written = diffusers.AutoModel.load_config(**self._where())
-        name = written.get("_class_name", "")
-        model_class: Any = getattr(diffusers, name, None)
-        if not hasattr(model_class, "decode"):
-            raise ModelFailed(f"{self._config.source} holds a {name or 'model of no class'}, which is no autoencoder of this "
-                              f"diffusers ({diffusers.__version__}); is `subfolder` right?")  # fmt: skip
-        parameters = inspect.signature(model_class).parameters.values()
-        defaults = {parameter.name: parameter.default for parameter in parameters}
-        return LatentSpace.of(name, defaults | written)
-
-    def _where(self) -> dict[str, Any]:
-        source = str(DEMO) if self._config.source == "demo" else self._config.source
-        return {
-            "pretrained_model_name_or_path": source,
-            "subfolder": self._config.subfolder,
-            "revision": self._config.revision,
-        }
 
     def _set_threads(self) -> None:
         """Ray sets OMP_NUM_THREADS=1 in a replica that reserves less than one CPU; a decode would crawl."""
@@ -165,4 +140,29 @@ class DiffusersEngine(Engine):
 
     @property
     def revision(self) -> str:
-        return self._config.revision or ("bundled" if self._config.source == "demo" else "")
+        return self._weights.revision
+
+
+def latent_space(config: dict[str, Any], source: str) -> LatentSpace:
+    """What a model's config.json says of its latents, its class's defaults filled in; no weight is read.
+
+    Raises:
+        ModelFailed: its class is no autoencoder of the installed diffusers.
+    """
+    name = config.get("_class_name", "")
+    model_class: Any = getattr(diffusers, name, None)
+    if not hasattr(model_class, "decode"):
+        raise ModelFailed(
+            f"{source} holds a {name or 'model of no class'}, which is no autoencoder of this diffusers "
+            f"({diffusers.__version__}); is `subfolder` right?"
+        )
+    parameters = inspect.signature(model_class).parameters.values()
+    return LatentSpace.of(name, {parameter.name: parameter.default for parameter in parameters} | config)
+
+
+def load_reason(error: Exception, device: str) -> str:
+    """Why weights that are here could not be loaded, in words."""
+    text = " ".join(str(error).split())
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text:
+        return f"out of memory on {device}: {text[:200] or 'the weights do not fit'}; give it more, or a smaller dtype"
+    return f"{type(error).__name__}: {text[:500]}"

@@ -172,6 +172,13 @@ PACKED = Layout(
     repack=_as_is,
     media="image",
 )
+VIDEO = Layout(
+    expects="[B, {channels}, T, h, w]",
+    fits=lambda z, space, size: z.ndim == 5 and z.shape[1] == space.channels,
+    unpack=lambda z, space, size: z,
+    repack=_as_is,
+    media="video",
+)
 FRAMES = Layout(
     expects="[B, {channels}, T, h, w], decoded frame by frame",
     fits=lambda z, space, size: z.ndim == 5 and z.shape[1] == space.channels,
@@ -192,6 +199,7 @@ class Family:
         ratio: the spatial compression, from the config.
         patch: latents along an edge of a packed token.
         fps: frames a second of its videos where the request names none.
+        cast_first: its pipelines cast latents to the decoder's dtype before they denormalise, not after.
     """
 
     name: str
@@ -200,6 +208,7 @@ class Family:
     ratio: Callable[[Mapping[str, Any]], int]
     patch: int = 2
     fps: float = 8.0
+    cast_first: bool = False
 
     def layout_of(self, latents: torch.Tensor, space: LatentSpace, size: Size) -> Layout:
         """The layout these latents have. Raises BadRequest naming those that would do."""
@@ -236,9 +245,15 @@ def _ratio_if_known(config: Mapping[str, Any]) -> int:
     return _ratio_of_kl(config) if "block_out_channels" in config else 8
 
 
+def _ratio_of_video(config: Mapping[str, Any]) -> int:
+    return int(config["spatial_compression_ratio"])
+
+
 IMAGE_LAYOUTS = (IMAGES, ONE_IMAGE, PACKED, FRAMES)
 FAMILIES: tuple[Family, ...] = (
     Family("SD 1.x, SDXL, SD3, Flux.1 and kin", ("AutoencoderKL",), IMAGE_LAYOUTS, _ratio_of_kl),
     Family("tiny decoders (TAESD and kin)", ("AutoencoderTiny",), IMAGE_LAYOUTS, _ratio_of_tiny),
+    # 24 frames a second are what the model was trained on; its pipelines cast, then divide.
+    Family("HunyuanVideo", ("AutoencoderKLHunyuanVideo",), (VIDEO,), _ratio_of_video, fps=24, cast_first=True),
 )
 GENERIC = Family("a class without a row: treated as an image VAE", (), IMAGE_LAYOUTS, _ratio_if_known)

@@ -3,14 +3,21 @@ torch: it never touches a latent."""
 
 from __future__ import annotations
 
+import asyncio
+from functools import partial
 from typing import Any
 
 from starlette.applications import Starlette
 
 from remote_vae.errors import ModelFailed, ModelStarting
+from remote_vae.handles import HandleTransport
+from remote_vae.wire import DecodeRequest, Result
 from remote_vae_serve.catalogue import Catalogue
 from remote_vae_serve.config import IngressConfig
 from remote_vae_serve.http import Decoder, create_app
+
+PATIENCE_S = 14.0  # a client hears within 20 s that nobody can place its model
+WATCH_S = 1.0
 
 
 class Ingress:
@@ -28,10 +35,26 @@ class Ingress:
         """The way to a model. Raises UnknownModel, ModelFailed or ModelStarting."""
         model = self._catalogue.get(name)
         if model.transport is not None:
-            return model.transport.send_one_async
+            return partial(self._decode, model.transport, name)
         if model.state == "failed":
             raise ModelFailed(f"{name} could not be deployed: {model.reason}", retry_after=30)
         raise ModelStarting(f"{name} is being deployed; try again", retry_after=2)
+
+    async def _decode(self, transport: HandleTransport, name: str, request: DecodeRequest) -> Result:
+        """Send the request on; give up where the model's replica cannot be placed, which could last for ever."""
+        answer = asyncio.ensure_future(transport.send_one_async(request))
+        patience = PATIENCE_S
+        try:
+            while True:
+                done, _ = await asyncio.wait({answer}, timeout=WATCH_S)
+                if done:
+                    return answer.result()
+                shortage = self._catalogue.get(name).shortage
+                patience = patience - WATCH_S if shortage else PATIENCE_S
+                if shortage and patience <= 0:
+                    raise ModelStarting(f"{name} {shortage}; try again", retry_after=10)
+        finally:
+            answer.cancel()
 
     def describe(self, name: str) -> dict[str, Any]:
         return self._catalogue.get(name).describe()

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 
-from remote_vae.wire import DecodeRequest, Output, Provenance, Result
+from remote_vae.wire import DecodeRequest, Provenance, Result
 from remote_vae_serve import codecs
 from remote_vae_serve.engine import Engine, Unpacked
 
@@ -38,7 +38,7 @@ class Pipeline:
         unpacked = await loop.run_in_executor(self._host, self._engine.unpack, request)
         # Cancelled while it waits (its client left), a request never reaches the device: the executor drops its future.
         pixels, started, ended = await loop.run_in_executor(self._device, self._decode, unpacked.latents)
-        result = await loop.run_in_executor(self._host, self._write, pixels, unpacked, request.output)
+        result = await loop.run_in_executor(self._host, self._write, pixels, unpacked, request)
         timings = (
             ("queue", _ms(received, started)),
             ("decode", _ms(started, ended)),
@@ -52,8 +52,9 @@ class Pipeline:
         pixels = self._engine.decode(latents).cpu()
         return pixels, started, time.perf_counter()
 
-    def _write(self, pixels: torch.Tensor, unpacked: Unpacked, output: Output) -> Result:
-        return codecs.write(unpacked.layout.repack(pixels, unpacked.shape), output)
+    def _write(self, pixels: torch.Tensor, unpacked: Unpacked, request: DecodeRequest) -> Result:
+        fps = request.fps or self._engine.space.family.fps
+        return codecs.write(unpacked.layout.repack(pixels, unpacked.shape), request.output, fps)
 
     def close(self) -> None:
         for pool in (self._host, self._device):

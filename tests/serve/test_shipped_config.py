@@ -16,7 +16,7 @@ from diffusers.utils.remote_utils import remote_decode as huggingface_remote_dec
 
 from local_server import LocalServer
 from remote_vae import remote_decode
-from remote_vae_serve.engine import DEMO
+from remote_vae_serve.weights import DEMO
 from samples import latents, pipeline_decode, postprocessed
 
 LOST_GPU = {

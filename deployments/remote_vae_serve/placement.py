@@ -1,0 +1,68 @@
+"""Who waits for what, and who holds it: read out of Serve's details. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Resources = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Shortage:
+    """Why a model's first replica cannot be placed.
+
+    Attributes:
+        missing: resources it needs and the cluster has not free.
+        holders: the applications whose replicas hold them.
+    """
+
+    missing: Resources
+    holders: tuple[str, ...]
+
+    def __str__(self) -> str:
+        needs = " and ".join(f"{amount:g} {name}" for name, amount in self.missing.items())
+        if self.holders:
+            return f"waits for {needs}; {', '.join(self.holders)} {'holds' if len(self.holders) == 1 else 'hold'} it"
+        return f"waits for {needs}; no node of the cluster has it free"
+
+
+def shortages(applications: Mapping[str, Any], total: Resources, available: Resources) -> dict[str, Shortage]:
+    """The applications whose first replica waits to be placed, and for what.
+
+    Args:
+        applications: Serve's details of them.
+        total, available: what the cluster has, and has free.
+    """
+    held: dict[str, dict[str, float]] = {}
+    for name, deployment, replica in _replicas(applications):
+        if "node_id" in replica:  # placed: Serve learns the node when the actor's process is up
+            for resource, amount in deployment["required_resources"].items():
+                if amount > 0:
+                    holding = held.setdefault(resource, {})
+                    holding[name] = holding.get(name, 0.0) + amount
+    waiting = {}
+    for name, deployment, replica in _replicas(applications):
+        siblings = deployment["replicas"]
+        if "node_id" in replica or any("node_id" in sibling for sibling in siblings):
+            continue
+        missing, holders = {}, set()
+        for resource, amount in deployment["required_resources"].items():
+            holding = held.get(resource, {})
+            # `available` alone would not do: it lacks what is being given to this very replica at the moment.
+            if total.get(resource, 0) - sum(holding.values()) < amount - 1e-6:
+                holders |= set(holding)
+                missing[resource] = amount
+            elif available.get(resource, 0) < amount - 1e-6:
+                missing[resource] = amount
+        if missing:
+            waiting[name] = Shortage(missing, tuple(sorted(holders)))
+    return waiting
+
+
+def _replicas(applications: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
+    for name, application in applications.items():
+        for deployment in application["deployments"].values():
+            for replica in deployment["replicas"]:
+                yield name, deployment, replica

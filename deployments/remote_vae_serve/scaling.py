@@ -1,0 +1,56 @@
+"""When the last replica of an idle model goes: after `idle_s`, or at once when another model waits for what it holds.
+
+`YieldWhenIdle` is an autoscaling policy of Serve's, named in serve_config.yaml; it runs in Serve's controller, which gets
+this module by value: keep its imports few. `ask_to_yield` is how the ingress tells it that somebody waits, through Ray's
+key-value store: the controller holds every policy and none of them sees another's deployment.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
+from ray.serve.autoscaling_policy import replica_queue_length_autoscaling_policy
+from ray.serve.config import AutoscalingContext
+
+ASKED_FOR_S = 6.0
+"""How long a request to yield counts; the ingress renews it while somebody waits."""
+
+
+class YieldWhenIdle:
+    """Serve's default policy, except that the last replica stays until the model has been idle for `idle_s`, and goes at
+    once if it was asked to yield while idle. Serve's `downscale_to_zero_delay_s` comes on top: set it to seconds.
+
+    Args:
+        idle_s: seconds without a request after which the last replica goes.
+    """
+
+    def __init__(self, idle_s: float = 900) -> None:
+        self._idle_s = idle_s
+        self._idle_since: float | None = None
+
+    def __call__(self, context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
+        desired, state = replica_queue_length_autoscaling_policy(context)
+        if context.current_num_replicas == 0 or desired > 0:
+            self._idle_since = None
+            return desired, state
+        if self._idle_since is None:
+            self._idle_since = time.monotonic()
+        goes = time.monotonic() - self._idle_since >= self._idle_s or asked_to_yield(str(context.app_name))
+        return 0 if goes else 1, state
+
+
+def ask_to_yield(application: str) -> None:
+    """Ask a model to give up its last replica if it is idle."""
+    _internal_kv_put(_key(application), str(time.time()).encode(), overwrite=True)
+
+
+def asked_to_yield(application: str) -> bool:
+    """Whether somebody asked within the last seconds."""
+    asked = _internal_kv_get(_key(application))
+    return bool(asked) and time.time() - float(asked) < ASKED_FOR_S
+
+
+def _key(application: str) -> bytes:
+    return b"remote-vae/asked-to-yield/" + application.encode()

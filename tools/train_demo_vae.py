@@ -1,17 +1,18 @@
 """Train the demo VAE that the server ships: a small, real `AutoencoderKL` (f8, 16 latent channels).
 
-    python tools/train_demo_vae.py --steps 16000 --out deployments/remote_vae_serve/demo
+    python tools/train_demo_vae.py --out deployments/remote_vae_serve/demo
 
 Seeded. The pictures come out of scikit-image and scikit-learn (extra `[train]`), and from `procedural` below; the five of
 `HELD_OUT` are never trained on, and the PSNR of each is printed and written into the model card.
 
-What shapes it: crops of 64x64, 4 norm groups and no attention in the middle. Bigger crops or more groups per channel
-stayed grey for thousands of steps.
+What made it learn, one-minute runs compared by the mean PSNR of `HELD_OUT`: the start (`as_linear_network`) brought 19 dB
+to 24, and a peak rate of 2.5e-4 in place of 1e-3 brought 24 to 25.6. Then crops of 128x128 to finish with brought 0.3 dB.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import math
 import time
 from pathlib import Path
@@ -27,8 +28,11 @@ TRAINED_ON = (
     "hubble_deep_field.jpg", "ihc.png", "moon.png", "page.png", "retina.jpg", "text.png", "china.jpg",
 )  # fmt: skip
 NATURAL = ("astronaut.png", "china.jpg")
-CROP, BATCH, PEAK_RATE, KL_WEIGHT = 64, 4, 1e-3, 1e-6
-HALF_PRECISION_SHARE = 0.8  # of the steps run under bfloat16 autocast; the rest settle the last decibel in float32
+SCALES = (1.0, 0.8, 0.6, 0.45, 0.35)
+NATURAL_WEIGHT, OTHER_WEIGHT, MADE_SHARE, MADE = 3.0, 0.3, 0.3, 400
+PEAK_RATE, KL_WEIGHT = 3e-4, 1e-3  # the KL divergence is counted per number of the picture
+# Small crops vary more from batch to batch; large ones have statistics (GroupNorm's) nearer to those of whole pictures.
+SMALL, LARGE, SMALL_SHARE = (4, 64), (1, 128), 0.6  # (crops in a batch, their size); share of the steps with small ones
 CARD = """\
 ---
 license: apache-2.0
@@ -38,12 +42,14 @@ library_name: diffusers
 
 A small `AutoencoderKL` (8x8 pixels a latent, 16 channels, {millions:.2f} million parameters) that comes with remote-vae, so
 that the service can be tried without a GPU and without downloading weights. It is a demonstration, not a competitor: it
-was trained for {minutes:.0f} minutes on two CPU cores by `tools/train_demo_vae.py --steps {steps}` (seed {seed}).
+was trained for {minutes:.0f} minutes on two shared CPU cores by `tools/train_demo_vae.py` ({step} of {steps} steps, seed
+{seed}).
 
 **Data.** scikit-image: {skimage} (public domain or CC0). scikit-learn: china.jpg, CC BY 2.0,
 danielbuechele. Procedural pictures (coloured noise, gradients, shapes, lettering) by the script.
 
-**Reconstruction** of pictures never trained on (PSNR of encode, then decode, 8-bit RGB; flower.jpg is CC BY 2.0, vultilion):
+**Reconstruction** of pictures never trained on (PSNR of encode, then decode, 8-bit RGB; flower.jpg is CC BY 2.0,
+vultilion). The recipe was chosen by these scores in short runs; the weights are those of the last step, not of the best.
 
 | picture | PSNR, dB |
 |---|---|
@@ -112,39 +118,57 @@ def procedural(random: np.random.Generator, size: int = 192) -> Image.Image:
     return picture
 
 
-def tinted(random: np.random.Generator, pixels: np.ndarray) -> np.ndarray:
-    """The same crop in other colours: turned about the grey axis, brightness and contrast moved, mirrored."""
-    angle = random.normal(0, 0.6)
-    axis = np.full(3, 1 / math.sqrt(3))
-    cross = np.array([[0, -axis[2], axis[1]], [axis[2], 0, -axis[0]], [-axis[1], axis[0], 0]])
-    turn = np.eye(3) + math.sin(angle) * cross + (1 - math.cos(angle)) * cross @ cross
-    pixels = (pixels - 127.5) @ turn.T * random.uniform(0.6, 1.2) + 127.5 + random.normal(0, 15)
-    pixels = pixels[:, ::-1] if random.random() < 0.5 else pixels
-    return pixels.transpose(1, 0, 2) if random.random() < 0.2 else pixels
-
-
-def crops(random: np.random.Generator):  # type: ignore[no-untyped-def]
-    """Endless batches `[BATCH, 3, CROP, CROP]` in [-1, 1]."""
-    pyramid: list[tuple[float, np.ndarray]] = []
+def sources(random: np.random.Generator) -> tuple[list[np.ndarray], np.ndarray]:
+    """The pictures to crop from, at several scales, and the probability of each."""
+    pictures, weights = [], []
     for name in TRAINED_ON:
         whole = read(name)
-        for scale in (1.0, 0.7, 0.45):
+        for scale in SCALES:
             size = (round(whole.width * scale), round(whole.height * scale))
-            if min(size) > CROP:
-                weight = 3.0 if name in NATURAL else 0.7
-                pyramid.append((weight, np.asarray(whole.resize(size, Image.Resampling.LANCZOS), float)))
-    made = [np.asarray(procedural(random), float) for _ in range(600)]
-    weights = np.array([weight for weight, _ in pyramid])
-    while True:
-        batch = []
-        for _ in range(BATCH):
-            if random.random() < 0.3:
-                source = made[random.integers(len(made))]
-            else:
-                source = pyramid[random.choice(len(pyramid), p=weights / weights.sum())][1]
-            y, x = random.integers(source.shape[0] - CROP + 1), random.integers(source.shape[1] - CROP + 1)
-            batch.append(tinted(random, source[y : y + CROP, x : x + CROP]).clip(0, 255) / 127.5 - 1)
-        yield torch.from_numpy(np.stack(batch).transpose(0, 3, 1, 2)).float()
+            if min(size) >= LARGE[1]:
+                pictures.append(np.asarray(whole.resize(size, Image.Resampling.LANCZOS)))
+                weights.append(NATURAL_WEIGHT if name in NATURAL else OTHER_WEIGHT)
+    shares = np.array(weights) / sum(weights) * (1 - MADE_SHARE)
+    pictures += [np.asarray(procedural(random)) for _ in range(MADE)]
+    return pictures, np.append(shares, np.full(MADE, MADE_SHARE / MADE))
+
+
+def crops(
+    random: np.random.Generator, pictures: list[np.ndarray], shares: np.ndarray, count: int, size: int
+) -> torch.Tensor:
+    """A batch `[count, 3, size, size]` in [-1, 1], mirrored and turned at random."""
+    batch = []
+    for index in random.choice(len(pictures), count, p=shares):
+        picture = pictures[index]
+        y, x = random.integers(picture.shape[0] - size + 1), random.integers(picture.shape[1] - size + 1)
+        crop = picture[y : y + size, x : x + size]
+        crop = crop[:, ::-1] if random.random() < 0.5 else crop
+        batch.append(crop.transpose(1, 0, 2) if random.random() < 0.3 else crop)
+    pixels = torch.from_numpy(np.stack(batch).transpose(0, 3, 1, 2) / np.float32(127.5) - 1)
+    return pixels.contiguous(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def as_linear_network(vae: AutoencoderKL) -> None:
+    """Start as a nearly linear network that keeps the signal, and let the residual branches grow out of nothing.
+
+    PyTorch's own start shrinks the signal in every convolution until the biases drown it, and the output norms then hand
+    on little of a picture's brightness and contrast: training stays grey for thousands of steps. Here the last
+    convolution of every residual branch is zero, the convolutions between have gain one, and their biases, random and as
+    large as the signal, keep the statistics of the norms steady from picture to picture, crop or whole.
+    """
+    for name, module in vae.named_modules():
+        if not isinstance(module, torch.nn.Conv2d):
+            continue
+        if name.endswith("conv2"):
+            module.weight.zero_()
+            module.bias.zero_()
+        elif not name.endswith("conv1"):
+            module.weight.normal_(std=module.weight[0].numel() ** -0.5)
+            if not name.endswith(("conv_out", "quant_conv")):
+                module.bias.normal_()
+    vae.quant_conv.weight[16:].zero_()  # the log variance: next to no noise at first
+    vae.quant_conv.bias[16:].fill_(-8)
 
 
 def cropped(picture: Image.Image, multiple: int = 16) -> Image.Image:
@@ -162,69 +186,71 @@ def psnr(vae: AutoencoderKL, picture: Image.Image) -> float:
 
 
 @torch.inference_mode()
-def standardise(vae: AutoencoderKL, batches) -> None:  # type: ignore[no-untyped-def]
-    """Set scaling_factor and shift_factor so that latents have mean 0 and standard deviation 1."""
-    latents = torch.cat([vae.encode(next(batches)).latent_dist.mode() for _ in range(100)])
+def save(vae: AutoencoderKL, pixels: torch.Tensor, out: Path, **about: object) -> str:
+    """Write the model in float16 with its card, and return the card; all it says is of the stored weights.
+
+    scaling_factor and shift_factor bring the latents of `pixels` to mean 0 and standard deviation 1.
+    """
+    vae = copy.deepcopy(vae).half().float().eval()
+    latents = vae.encode(pixels).latent_dist.mode()
     vae.register_to_config(
         scaling_factor=round(1 / latents.std().item(), 5), shift_factor=round(latents.mean().item(), 5)
     )
+    scores = [psnr(vae, read(name)) for name in HELD_OUT]
+    card = CARD.format(
+        millions=sum(p.numel() for p in vae.parameters()) / 1e6,
+        skimage=", ".join(name for name in TRAINED_ON if name != "china.jpg"),
+        rows="\n".join(f"| {name} | {score:.2f} |" for name, score in zip(HELD_OUT, scores, strict=True)),
+        mean=sum(scores) / len(scores),
+        **about,
+    )
+    vae.half().save_pretrained(out)
+    cropped(read("chelsea.png")).save(out / "picture.png", optimize=True)
+    (out / "README.md").write_text(card)
+    return card
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=16000)
+    parser.add_argument("--steps", type=int, default=12000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--report-every", type=int, default=250)
+    parser.add_argument("--save-every", type=int, default=1000, help="write the model and print its card (steps)")
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
+    random = np.random.default_rng(args.seed)
     vae = AutoencoderKL(
         in_channels=3, out_channels=3, latent_channels=16, block_out_channels=(16, 32, 64, 96), layers_per_block=1,
-        norm_num_groups=4, mid_block_add_attention=False, sample_size=512, force_upcast=False,
+        norm_num_groups=1, mid_block_add_attention=False, sample_size=512, force_upcast=False,
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
     ).to(memory_format=torch.channels_last)  # fmt: skip
-    batches = crops(np.random.default_rng(args.seed))
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=PEAK_RATE, weight_decay=1e-4)
+    as_linear_network(vae)
+    pictures, shares = sources(random)
+    sample = crops(random, pictures, shares, 100, LARGE[1])
+    optimizer = torch.optim.Adam(vae.parameters(), lr=PEAK_RATE, fused=True)
 
     def rate(step: int) -> float:
-        return min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / args.steps))
+        return min(1.0, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / args.steps))
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     started = time.monotonic()
     for step in range(1, args.steps + 1):
-        batch = next(batches).to(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16, enabled=step < HALF_PRECISION_SHARE * args.steps):
+        batch = crops(random, pictures, shares, *(SMALL if step <= SMALL_SHARE * args.steps else LARGE))
+        with torch.autocast("cpu", torch.bfloat16):  # 1.6 times as fast as float32, and no worse
             posterior = vae.encode(batch).latent_dist
             error = vae.decode(posterior.sample()).sample.float() - batch
-        loss = error.abs().mean() + 2 * error.square().mean() + KL_WEIGHT * posterior.kl().mean()
+        loss = error.abs().mean() + 2 * error.square().mean() + KL_WEIGHT * posterior.kl().sum() / batch.numel()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        if step % args.report_every == 0:
-            scores = [psnr(vae, read(name)) for name in HELD_OUT]
-            shown = "  ".join(f"{name.split('.')[0]} {score:.2f}" for name, score in zip(HELD_OUT, scores))
-            print(f"{step:6d}  {time.monotonic() - started:6.0f} s  loss {loss.item():.4f}  {shown}", flush=True)
-
-    vae.eval().half().float()  # as stored: half the bytes; the scores below are those of the stored weights
-    standardise(vae, batches)
-    vae.half().save_pretrained(args.out)
-    vae.float()
-    cropped(read("chelsea.png")).save(args.out / "picture.png", optimize=True)
-    scores = [psnr(vae, read(name)) for name in HELD_OUT]
-    card = CARD.format(
-        millions=sum(p.numel() for p in vae.parameters()) / 1e6,
-        minutes=(time.monotonic() - started) / 60,
-        steps=args.steps,
-        seed=args.seed,
-        skimage=", ".join(name for name in TRAINED_ON if name != "china.jpg"),
-        rows="\n".join(f"| {name} | {score:.2f} |" for name, score in zip(HELD_OUT, scores)),
-        mean=sum(scores) / len(scores),
-    )
-    (args.out / "README.md").write_text(card)
-    print(card)
+        if step % args.save_every == 0 or step == args.steps:
+            minutes = (time.monotonic() - started) / 60
+            print(f"step {step}, {minutes:.1f} minutes, loss {loss.item():.4f}")
+            about = {"minutes": minutes, "step": step, "steps": args.steps, "seed": args.seed}
+            print(save(vae, sample, args.out, **about).partition("|---|---|")[2].partition("`scaling")[0], flush=True)
 
 
 if __name__ == "__main__":

@@ -168,10 +168,10 @@ def parse(status: int, headers: Mapping[str, str], body: bytes) -> RemoteVAEErro
     """
     try:
         fields = json.loads(body)
-        message, code = str(fields["error"]), fields.get("code")
-    except (ValueError, TypeError, KeyError, AttributeError):
+        message, code = str(fields["error"]), str(fields.get("code"))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         text = " ".join(body[:200].decode("utf-8", "replace").split())
-        fields, code = {}, None
+        fields, code = {}, ""
         message = f"The server answered {status} and no error of this protocol: {text or 'an empty body'}"
     kind = _BY_CODE.get(code) or _BY_STATUS.get(status) or (BadRequest if 400 <= status < 500 else InternalError)
     if status == 429:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 ITEM_SIZE = {"float16": 2, "float32": 4, "bfloat16": 2, "uint8": 1}
 LATENT_DTYPES = ("float16", "float32", "bfloat16")
 MAX_DIMENSIONS = 8
+MAX_SIZE = 2**40
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +44,7 @@ class RawTensor:
 
     def __post_init__(self) -> None:
         if self.dtype not in ITEM_SIZE:
-            raise BadRequest(f"dtype is {self.dtype!r}; expected one of {', '.join(ITEM_SIZE)}", parameter="dtype")
+            raise BadRequest(f"dtype is {self.dtype[:80]!r}; expected one of {', '.join(ITEM_SIZE)}", parameter="dtype")
         check_shape(self.shape)
         expected = math.prod(self.shape) * ITEM_SIZE[self.dtype]
         if self.data.nbytes != expected:
@@ -63,8 +64,11 @@ def check_shape(shape: tuple[int, ...]) -> None:
     """Refuse shapes that no tensor has: BadRequest naming `shape`."""
     if not 1 <= len(shape) <= MAX_DIMENSIONS:
         raise BadRequest(f"shape has {len(shape)} axes; expected 1 to {MAX_DIMENSIONS}", parameter="shape")
-    if any(size < 1 for size in shape):
-        raise BadRequest(f"shape is {list(shape)}; every axis must be at least 1", parameter="shape")
+    if not all(1 <= size <= MAX_SIZE for size in shape):
+        written = ", ".join(str(size)[:12] for size in shape)
+        raise BadRequest(
+            f"shape is [{written}]; every axis must be at least 1, and of a size that fits in memory", parameter="shape"
+        )
 
 
 def is_torch(value: object) -> bool:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
+import json
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import requests
+import urllib3
 from requests.adapters import HTTPAdapter
 
 from remote_vae import errors
@@ -20,6 +24,7 @@ Timeout = float | tuple[float, float] | None
 
 DEFAULT_TIMEOUT: Timeout = (10.0, 300.0)  # a cold model loads its weights before it answers
 IN_FLIGHT = 4
+CHUNK = 2**20
 
 
 class Transport(ABC):
@@ -80,23 +85,23 @@ class HttpTransport(Transport):
                              parameter="endpoint")  # fmt: skip
         self._endpoint = endpoint
         self._timeout = timeout
+        self._patience = sum(timeout) if isinstance(timeout, tuple) else timeout
         self._session = requests.Session()
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, HTTPAdapter(pool_maxsize=max(connections, IN_FLIGHT)))
 
     def send_one(self, request: DecodeRequest) -> Result:
         query, headers, body = request.to_http()
-        response = self._request("POST", query, headers, body)
-        return Result.from_http({name.lower(): value for name, value in response.headers.items()}, response.content)
+        return Result.from_http(*self._request("POST", query, headers, body))
 
     async def send_one_async(self, request: DecodeRequest) -> Result:
         return await asyncio.to_thread(self.send_one, request)
 
     def describe(self) -> dict[str, Any]:
-        response = self._request("GET", [], {"accept": "application/json"}, None)
+        _, content = self._request("GET", [], {"accept": "application/json"}, None)
         try:
-            description = response.json()
-        except ValueError:
+            description = json.loads(content)
+        except (ValueError, RecursionError):
             description = None
         if not isinstance(description, dict):
             raise BrokenReply(f"{self._endpoint} did not describe a model; is it the URL of a remote-vae server?")
@@ -108,22 +113,43 @@ class HttpTransport(Transport):
     def close(self) -> None:
         self._session.close()
 
-    def _request(self, method: str, query: Any, headers: dict[str, str], body: Any) -> requests.Response:
+    def _request(self, method: str, query: Any, headers: dict[str, str], body: Any) -> tuple[dict[str, str], bytes]:
+        """Headers, with lower-case names, and body of a 2xx. Raises RemoteVAEError for everything else."""
+        give_up = None if self._patience is None else time.monotonic() + self._patience
         try:
-            response = self._session.request(
-                method, self._endpoint, params=query, headers=headers, data=body, timeout=self._timeout
-            )
-        except requests.Timeout as error:
+            with self._session.request(
+                method, self._endpoint, params=query, headers=headers, data=body, timeout=self._timeout, stream=True
+            ) as response:
+                content = self._content(response.raw, give_up)
+        except (requests.Timeout, urllib3.exceptions.TimeoutError) as error:
             raise TimedOut(f"{self._endpoint} did not answer within {self._timeout} s") from error
-        except requests.exceptions.ChunkedEncodingError as error:
-            raise BrokenReply(f"{self._endpoint} broke off in the middle of its answer") from error
         except requests.ConnectionError as error:
+            if _is_no_http(error):
+                raise BrokenReply(f"{self._endpoint} answered with something that is no HTTP") from error
             raise ConnectionFailed(f"{self._endpoint} cannot be reached; is the server running?") from error
         except requests.exceptions.InvalidURL as error:
             raise BadRequest(f"endpoint is {self._endpoint!r}, which is no URL", parameter="endpoint") from error
-        except requests.RequestException as error:
-            raise BrokenReply(f"{self._endpoint} answered with something that is no HTTP: {error}") from error
-        if response.ok:
-            return response
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+            raise BrokenReply(f"{self._endpoint} broke off in the middle of its answer: {error}") from error
         lowered = {name.lower(): value for name, value in response.headers.items()}
-        raise errors.parse(response.status_code, lowered, response.content)
+        if not response.ok:
+            raise errors.parse(response.status_code, lowered, content)
+        return lowered, content
+
+    def _content(self, raw: Any, give_up: float | None) -> bytes:
+        """The body, read as it comes: a time-out of the socket's starts anew with every packet, ours does not."""
+        chunks = []
+        while chunk := raw.read1(CHUNK, decode_content=True):
+            chunks.append(chunk)
+            if give_up is not None and time.monotonic() > give_up:
+                raise requests.Timeout
+        return b"".join(chunks)
+
+
+def _is_no_http(error: requests.ConnectionError) -> bool:
+    """Whether the peer sent something, and it was not HTTP. (A peer that hangs up is a RemoteDisconnected.)"""
+    reasons = getattr(error.args[0], "args", ()) if error.args else ()
+    return any(
+        isinstance(reason, http.client.HTTPException) and not isinstance(reason, http.client.RemoteDisconnected)
+        for reason in reasons
+    )

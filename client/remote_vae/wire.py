@@ -269,7 +269,7 @@ def _output(parameters: Parameters, accept: list[str]) -> Output:
 def _from_base64(body: bytes) -> bytes:
     try:
         return base64.b64decode(json.loads(body)["inputs"], validate=True)
-    except (ValueError, TypeError, KeyError, binascii.Error):
+    except (ValueError, TypeError, KeyError, RecursionError, binascii.Error):
         raise BadRequest(
             'The body is not JSON of the form {"inputs": "<base64 of the latents>"}', parameter="inputs"
         ) from None
@@ -370,7 +370,7 @@ class Result:
             else:
                 data, shape, dtype = body, json.loads(headers["shape"]), headers["dtype"]
             raw = RawTensor(np.frombuffer(data, np.uint8), str(dtype), tuple(int(size) for size in shape))
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise BrokenReply(
                 f"The reply ({media_type or 'no Content-Type'}) is not one of this protocol: {error}"
             ) from None

@@ -4,12 +4,13 @@ every default is written here, once. How Serve runs them (replicas, queues) is S
 from __future__ import annotations
 
 import difflib
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 DType = Literal["auto", "float16", "bfloat16", "float32"]
 Device = Literal["auto", "cuda", "cpu"]
+Reservation = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Arguments(BaseModel):
@@ -37,7 +38,7 @@ class IngressConfig(Arguments):
     )
     max_body_mib: float = Field(256, gt=0, description="Largest request body, in MiB; larger ones get a 413.")
     deadline_s: float = Field(300, gt=0, description="Seconds after which a request gets a 504.")
-    num_cpus: float = Field(0.1, ge=0, description="CPUs that Ray reserves for the replica.")
+    num_cpus: Reservation = Field(0.1, description="CPUs that Ray reserves for the replica.")
 
 
 class FakeEngineConfig(Arguments):
@@ -60,7 +61,7 @@ class VAEConfig(Arguments):
         "auto", description="What the decoder runs in; `auto` is the family's safe choice on the device."
     )
     device: Device = Field("auto", description="`auto` is cuda where Ray assigned a GPU, else cpu.")
-    num_gpus: Literal["auto"] | float = Field(
+    num_gpus: Literal["auto"] | Reservation = Field(
         "auto", description="GPUs a replica reserves; `auto` (for one machine) is 1 if a live node has a GPU, else 0."
     )
     num_cpus: float = Field(

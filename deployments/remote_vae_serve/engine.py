@@ -109,9 +109,12 @@ class DiffusersEngine(Engine):
         self.dtype = safe if self._config.dtype == "auto" else getattr(torch, self._config.dtype)
         model_class = getattr(diffusers, self.space.class_name)
         try:
-            vae = model_class.from_pretrained(
-                self._weights.folder, variant=self._config.variant, torch_dtype=self.dtype, use_safetensors=True
-            )
+            vae, loaded = model_class.from_pretrained(
+                self._weights.folder, variant=self._config.variant, torch_dtype=self.dtype, use_safetensors=True,
+                output_loading_info=True,
+            )  # fmt: skip
+            if loaded["missing_keys"]:
+                raise ValueError(f"its safetensors lack {', '.join(sorted(loaded['missing_keys'])[:3])}")
             self._vae = vae.to(self.device).eval().requires_grad_(False)
         except Exception as error:  # whatever the loading code raises becomes a reason that clients see
             raise ModelFailed(
@@ -157,7 +160,12 @@ def latent_space(config: dict[str, Any], source: str) -> LatentSpace:
             f"({diffusers.__version__}); is `subfolder` right?"
         )
     parameters = inspect.signature(model_class).parameters.values()
-    return LatentSpace.of(name, {parameter.name: parameter.default for parameter in parameters} | config)
+    try:
+        return LatentSpace.of(name, {parameter.name: parameter.default for parameter in parameters} | config)
+    except (KeyError, TypeError) as error:
+        raise ModelFailed(
+            f"{source} is a {name}, whose config does not say its {error}; it cannot be served yet"
+        ) from error
 
 
 def load_reason(error: Exception, device: str) -> str:

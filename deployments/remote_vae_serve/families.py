@@ -133,7 +133,11 @@ def _unpack_tokens(latents: torch.Tensor, space: LatentSpace, size: Size) -> tor
     patch, step = space.family.patch, space.ratio * space.family.patch
     tokens, width = latents.shape[1:]
     if size.height is None or size.width is None:
-        raise BadRequest("height and width are missing; packed latents need both, in pixels", parameter="height")
+        raise BadRequest(
+            f"Latents of shape {list(latents.shape)} are not [{space.channels}, h, w], and packed latents need "
+            "height and width, both, in pixels",
+            parameter="height" if size.height is None else "width",
+        )
     rows, columns = size.height // step, size.width // step
     if rows * columns != tokens:
         raise BadRequest(

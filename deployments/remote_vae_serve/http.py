@@ -32,6 +32,7 @@ logger = logging.getLogger("ray.serve")
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
+EVERY = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 RESERVED = frozenset({"health", "models", "openapi.json"})
 """Names that are paths of this app, so that no model can have them."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -114,19 +115,21 @@ def create_app(models: Models, max_body: int, deadline_s: float) -> Starlette:
         return run
 
     async def unknown(request: Request) -> Response:
-        raise UnknownRoute(f"No route {request.url.path!r}; POST to /<model> or GET /models, /<model>, /health")
+        raise UnknownRoute(f"No route {request.url.path[:200]!r}; POST to /<model> or GET /models, /<model>, /health")
 
     async def wrong_method(request: Request) -> Response:
         raise WrongMethod(
-            f"{request.method} is not for {request.url.path!r}; decode is a POST to /<model>, reading a GET"
+            f"{request.method} is not for {request.url.path[:200]!r}; decode is a POST to /<model>, reading a GET"
         )
 
     def route(path: str, endpoint: Endpoint, *methods: str) -> list[Route]:
         # Both spellings are answered: Starlette's redirect (307) would make the client send its body twice.
         spellings = (path, path + "/")
-        return [Route(spelling, guarded(endpoint), methods=list(methods)) for spelling in spellings]
+        right = [Route(spelling, guarded(endpoint), methods=list(methods)) for spelling in spellings]
+        # What a path is not for is said there, before `/{model}` takes its name for a model's.
+        return right + [Route(spelling, guarded(wrong_method), methods=EVERY) for spelling in spellings]
 
-    handlers: dict[Any, Any] = {404: _handler(guarded(unknown)), 405: _handler(guarded(wrong_method))}
+    handlers: dict[Any, Any] = {404: _handler(guarded(unknown))}
     app = Starlette(
         routes=[
             *route("/health", health, "GET"),

@@ -48,8 +48,13 @@ class Weights:
     revision: str
 
     def config(self) -> dict[str, Any]:
-        """The model's config.json."""
-        config: dict[str, Any] = json.loads((self.folder / "config.json").read_text())
+        """The model's config.json. Raises ModelFailed if it is none."""
+        try:
+            config = json.loads((self.folder / "config.json").read_text())
+        except (OSError, ValueError) as error:
+            raise ModelFailed(f"{self.folder / 'config.json'} cannot be read: {_first_line(error)}") from error
+        if not isinstance(config, dict):
+            raise ModelFailed(f"{self.folder / 'config.json'} is no configuration of a model")
         return config
 
 

@@ -130,6 +130,8 @@ class DecodeCall:
             return images[0] if len(images) == 1 else images
         result = results[0]
         if self.output is Output.MP4:
+            if result.media_type != self.output.media_type:
+                raise BrokenReply(f"The reply is {result.media_type}, not a video")
             return result.data.tobytes()
         if self._returns == "pt":
             return self._tensor(result.tensor)

@@ -16,9 +16,9 @@ RemoteVAEError
 │   └── ModelFailed        503 model_failed            the model cannot be loaded; the message says why
 ├── DeadlineExceeded       504 deadline_exceeded       the server gave up at the request's deadline
 └── (the client's own, never sent)
-    ├── ConnectionFailed       connection_failed       nobody answers at the endpoint, or the connection broke (a ConnectionError)
+    ├── ConnectionFailed       connection_failed       nobody answers at the endpoint, or hangs up at once (a ConnectionError)
     ├── TimedOut               timed_out               the answer did not come within the client's timeout (a TimeoutError)
-    ├── BrokenReply            broken_reply            what came back is not an answer of this protocol
+    ├── BrokenReply            broken_reply            what came back is no answer of this protocol, or broke off
     └── BlockingCall           blocking_call           a blocking call through a handle inside an async actor (a RuntimeError)
 
 An error is the same on either side: the server renders it as JSON (`render`), the client makes it again (`parse`), and
@@ -30,7 +30,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 
 class RemoteVAEError(Exception):
@@ -62,11 +62,6 @@ class RemoteVAEError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message} (request {self.request_id})" if self.request_id else self.message
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Exception pickles `args` alone and would lose the keywords on the way through Ray.
-        state = {"parameter": self.parameter, "retry_after": self.retry_after, "request_id": self.request_id}
-        return (type(self), (self.message,), state)
 
 
 class BadRequest(RemoteVAEError, ValueError):

@@ -86,6 +86,7 @@ class HttpTransport(Transport):
         self._endpoint = endpoint
         self._timeout = timeout
         self._patience = sum(timeout) if isinstance(timeout, tuple) else timeout
+        self._threads = ThreadPoolExecutor(max(connections, IN_FLIGHT), thread_name_prefix="remote-vae-http")
         self._session = requests.Session()
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, HTTPAdapter(pool_maxsize=max(connections, IN_FLIGHT)))
@@ -95,7 +96,7 @@ class HttpTransport(Transport):
         return Result.from_http(*self._request("POST", query, headers, body))
 
     async def send_one_async(self, request: DecodeRequest) -> Result:
-        return await asyncio.to_thread(self.send_one, request)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self.send_one, request)
 
     def describe(self) -> dict[str, Any]:
         _, content = self._request("GET", [], {"accept": "application/json"}, None)
@@ -108,9 +109,10 @@ class HttpTransport(Transport):
         return description
 
     async def describe_async(self) -> dict[str, Any]:
-        return await asyncio.to_thread(self.describe)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self.describe)
 
     def close(self) -> None:
+        self._threads.shutdown(wait=False)
         self._session.close()
 
     def _request(self, method: str, query: Any, headers: dict[str, str], body: Any) -> tuple[dict[str, str], bytes]:

@@ -69,10 +69,6 @@ class Engine(ABC):
             BadRequest: naming the parameter.
         """
         latents = to_torch(request.latents)
-        if not bool(torch.isfinite(latents).all()):
-            raise BadRequest(
-                "The latents contain NaN or infinity; nothing can be decoded from them", parameter="tensor"
-            )
         size = Size(request.height, request.width)
         layout = self.space.family.layout_of(latents, self.space, size)
         batch = 1 if latents.ndim == 3 and request.height is None else latents.shape[0]
@@ -85,7 +81,16 @@ class Engine(ABC):
             if scaling.own
             else scale_and_shift(unpacked, scaling.factor, scaling.shift)
         )
-        return Unpacked(scaled.to(self.dtype), layout, tuple(latents.shape))
+        ready = scaled.to(self.dtype)
+        if not bool(torch.isfinite(ready).all()):
+            if bool(torch.isfinite(latents).all()):
+                name = str(self.dtype).removeprefix("torch.")
+                raise BadRequest(f"The latents leave the range of {name} when they are scaled; look at the factor",
+                                 parameter="scaling_factor")  # fmt: skip
+            raise BadRequest(
+                "The latents contain NaN or infinity; nothing can be decoded from them", parameter="tensor"
+            )
+        return Unpacked(ready, layout, tuple(latents.shape))
 
 
 class DiffusersEngine(Engine):

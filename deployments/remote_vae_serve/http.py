@@ -75,10 +75,13 @@ def create_app(models: Models, max_body: int, deadline_s: float) -> Starlette:
     async def decode(request: Request) -> Response:
         name = request.path_params["model"]
         decoder = models.find(name)  # before the body: an unknown model is not worth reading it
-        headers = dict(request.headers)
-        body = await _read(request, max_body)
-        decode_request = DecodeRequest.from_http(request.query_params.multi_items(), headers, body)
-        result = await asyncio.wait_for(decoder(decode_request), deadline_s)
+
+        async def read_and_decode() -> tuple[DecodeRequest, Result]:
+            body = await _read(request, max_body)
+            read = DecodeRequest.from_http(request.query_params.multi_items(), dict(request.headers), body)
+            return read, await decoder(read)
+
+        decode_request, result = await asyncio.wait_for(read_and_decode(), deadline_s)
         answer_headers, answer = result.to_http(decode_request.reply)
         return Response(bytes(answer), headers=answer_headers)
 
@@ -129,7 +132,7 @@ def create_app(models: Models, max_body: int, deadline_s: float) -> Starlette:
         # What a path is not for is said there, before `/{model}` takes its name for a model's.
         return right + [Route(spelling, guarded(wrong_method), methods=EVERY) for spelling in spellings]
 
-    handlers: dict[Any, Any] = {404: _handler(guarded(unknown))}
+    handlers: dict[Any, Any] = {404: _handler(guarded(unknown)), 405: _handler(guarded(wrong_method))}
     app = Starlette(
         routes=[
             *route("/health", health, "GET"),
@@ -154,7 +157,7 @@ async def _read(request: Request, max_body: int) -> bytearray:
     """The whole body, read no further than the limit."""
     too_large = BodyTooLarge(f"The body is over the server's limit of {max_body} bytes", parameter="body")
     announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > max_body:
+    if announced.isdecimal() and (len(announced) > 18 or int(announced) > max_body):
         raise too_large
     body = bytearray()
     async for chunk in request.stream():

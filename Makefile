@@ -17,6 +17,7 @@ check: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python cluster/generate.py --check
 
 clean:
 	rm -rf .venv dist build demo-output .mypy_cache .pytest_cache .ruff_cache

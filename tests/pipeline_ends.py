@@ -14,7 +14,13 @@ from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import torch
-from diffusers import FluxPipeline, StableDiffusion3Pipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import (
+    FluxPipeline,
+    HunyuanVideoPipeline,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
 
 PIPELINES: dict[str, Any] = {
     "sd": StableDiffusionPipeline,
@@ -22,6 +28,7 @@ PIPELINES: dict[str, Any] = {
     "sd3": StableDiffusion3Pipeline,
     "flux": FluxPipeline,
     "tiny": StableDiffusionPipeline,
+    "hunyuan": HunyuanVideoPipeline,
 }
 
 
@@ -49,7 +56,7 @@ def decoder_input(kind: str, vae: Any, z: torch.Tensor, height: int | None = Non
 
 def local_pixels(kind: str, vae: Any, z: torch.Tensor, **sizes: int) -> torch.Tensor:
     """The decoder's output in a pipeline of that kind; 5-D latents frame by frame, as AnimateDiffPipeline does."""
-    if z.ndim == 5:
+    if z.ndim == 5 and kind != "hunyuan":
         frames = torch.stack([local_pixels(kind, vae, frame) for frame in z.unbind(2)], 2)
         return frames
     with torch.inference_mode():

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, FluxPipeline
+from diffusers import AutoencoderKL, AutoencoderKLHunyuanVideo, AutoencoderTiny, FluxPipeline
 from diffusers.image_processor import VaeImageProcessor
 
-KINDS = ("sd", "sdxl", "sd3", "flux", "tiny")
+IMAGE_KINDS = ("sd", "sdxl", "sd3", "flux", "tiny")
+KINDS = (*IMAGE_KINDS, "hunyuan")
 KL = {
     "block_out_channels": (8, 8, 8, 8),
     "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -18,6 +19,15 @@ KL = {
     "norm_num_groups": 2,
     "layers_per_block": 1,
     "sample_size": 64,
+}
+HUNYUAN = {
+    "latent_channels": 4,
+    "block_out_channels": (8, 8, 8, 8),
+    "down_block_types": ("HunyuanVideoDownBlock3D",) * 4,
+    "up_block_types": ("HunyuanVideoUpBlock3D",) * 4,
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "scaling_factor": 0.476986,
 }
 CONFIGS: dict[str, dict[str, Any]] = {
     "sd": {"latent_channels": 4, "scaling_factor": 0.18215},
@@ -45,6 +55,8 @@ def tiny_vae(kind: str, seed: int = 0) -> Any:
                 encoder_block_out_channels=channels, decoder_block_out_channels=channels,
                 num_encoder_blocks=(1,) * 4, num_decoder_blocks=(1,) * 4, latent_channels=4,
             )  # fmt: skip
+        elif kind == "hunyuan":
+            vae = AutoencoderKLHunyuanVideo(**HUNYUAN)
         else:
             vae = AutoencoderKL(**KL, **CONFIGS[kind])
         for parameter in vae.parameters():  # norms start at 1 and 0, which would hide a forgotten one
@@ -66,6 +78,8 @@ def latents(*shape: int, seed: int = 1) -> torch.Tensor:
 
 def samples_of(kind: str, batch: int = 1) -> dict[str, tuple[torch.Tensor, dict[str, int]]]:
     """Latents in every layout that pipelines of that kind put out, and the arguments that go with them."""
+    if kind == "hunyuan":
+        return {"video": (latents(1, 4, 3, 4, 6), {})}
     channels = 16 if kind in ("sd3", "flux") else 4
     samples = {
         "images": (latents(batch, channels, 8, 12), {}),
@@ -84,7 +98,7 @@ def pipeline_decode(vae: Any, z: torch.Tensor, height: int | None = None, width:
         z = FluxPipeline._unpack_latents(z, height, width, vae_scale_factor=8)
     elif z.ndim == 3:
         z = z[None]
-    video = z.ndim == 5
+    video = z.ndim == 5 and isinstance(vae, (AutoencoderKL, AutoencoderTiny))
     frames = z.shape[2] if video else 1
     if video:
         z = z.permute(0, 2, 1, 3, 4).flatten(0, 1)  # as AnimateDiffPipeline.decode_latents

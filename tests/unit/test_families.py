@@ -20,7 +20,7 @@ from diffusers import (
 from pipeline_ends import decoder_input, formula
 from remote_vae.errors import BadRequest
 from remote_vae_serve.families import FAMILIES, FRAMES, GENERIC, IMAGES, LatentSpace, Layout, Size
-from samples import KINDS, latents, tiny_vae
+from samples import IMAGE_KINDS, KINDS, latents, tiny_vae
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -145,7 +145,7 @@ def test_normalising_undoes_denormalising(kind: str) -> None:
     torch.testing.assert_close(space.normalise(space.denormalise(z)), z)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", IMAGE_KINDS)
 def test_channels_and_ratio_are_those_of_the_model(kind: str) -> None:
     vae = tiny_vae(kind)
     space = space_of(vae)

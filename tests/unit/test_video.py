@@ -1,0 +1,103 @@
+"""An mp4 is what was asked for: frames, size, rate, colours; and the encoder's death is an error that says so."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+import torch
+
+from remote_vae.errors import InternalError
+from remote_vae_serve.video import to_mp4
+
+
+def frames(count: int, height: int, width: int) -> torch.Tensor:
+    """Smooth moving colours, uint8 `[T, H, W, 3]`."""
+    t, y, x = torch.meshgrid(torch.arange(count), torch.arange(height), torch.arange(width), indexing="ij")
+    waves = [torch.sin(x / 29 + t / 9), torch.sin(y / 27 - t / 11), torch.cos((x + y) / 41 + t / 12)]
+    return ((torch.stack(waves, -1) * 0.45 + 0.5) * 255).round().to(torch.uint8)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What ffmpeg says of an mp4, and its frames."""
+
+    codec: str
+    pixel_format: str
+    fps: float
+    frames: np.ndarray[Any, Any]
+
+
+def read(mp4: bytes, folder: Path) -> Shown:
+    path = folder / "video.mp4"
+    path.write_bytes(mp4)
+    exactly = "scale=flags=accurate_rnd+full_chroma_int"  # swscale's default rounds down: a shift of one level
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-i", str(path), "-vf", exactly]
+    command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    run = subprocess.run(command, capture_output=True, check=True)
+    (line,) = re.findall(r"Stream #0:0.*?: Video: (h264.*)", run.stderr.decode())[:1]
+    width, height = map(int, re.findall(r", (\d+)x(\d+)", line)[0])
+    return Shown(
+        codec=line.split()[0],
+        pixel_format=re.findall(r"yuv\w+", line)[0],
+        fps=float(re.findall(r"([\d.]+) fps", line)[0]),
+        frames=np.frombuffer(run.stdout, np.uint8).reshape(-1, height, width, 3),
+    )
+
+
+def psnr(ours: Any, theirs: Any) -> float:
+    return float(10 * np.log10(255**2 / np.mean((np.asarray(ours, float) - np.asarray(theirs, float)) ** 2)))
+
+
+def test_the_frames_come_back_at_the_rate_that_was_asked_for(tmp_path: Path) -> None:
+    made = frames(17, 96, 128)
+    shown = read(to_mp4(made, 15), tmp_path)
+    assert (shown.codec, shown.pixel_format, shown.fps) == ("h264", "yuv420p", 15)
+    assert shown.frames.shape == tuple(made.shape)
+    assert psnr(shown.frames, made) > 38
+    assert (
+        abs(float(shown.frames.mean()) - float(made.float().mean())) < 0.5
+    )  # rounded, not truncated; no shift of levels
+
+
+@pytest.mark.parametrize(("height", "width"), [(47, 64), (48, 63), (33, 35), (2, 2), (1, 1)])
+def test_odd_edges_are_repeated_once(tmp_path: Path, height: int, width: int) -> None:
+    made = frames(3, height, width)
+    shown = read(to_mp4(made, 8), tmp_path).frames
+    assert shown.shape == (3, height + height % 2, width + width % 2, 3)
+
+
+def test_one_frame_is_a_video_and_a_rate_may_be_a_fraction(tmp_path: Path) -> None:
+    shown = read(to_mp4(frames(1, 32, 32), 23.976), tmp_path)
+    assert len(shown.frames) == 1
+    assert shown.fps == pytest.approx(23.98, abs=0.01)
+
+
+def test_the_index_comes_before_the_frames_so_that_players_need_not_wait() -> None:
+    mp4 = to_mp4(frames(5, 32, 32), 8)
+    assert 0 < mp4.index(b"moov") < mp4.index(b"mdat")
+
+
+def test_no_file_is_left_and_no_descriptor_either() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        to_mp4(frames(2, 16, 16), 8)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_an_encoder_that_dies_in_the_middle_is_an_error_that_names_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dying = tmp_path / "ffmpeg"
+    dying.write_text("#!/bin/sh\nhead -c 1000 > /dev/null\necho 'out of ideas' >&2\nexit 7\n")
+    dying.chmod(0o755)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(dying))
+    with pytest.raises(InternalError, match="output_type=pt"):
+        to_mp4(frames(50, 256, 256), 8)

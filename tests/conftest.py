@@ -42,6 +42,17 @@ class Cluster:
         serve.run(application, name=name, route_prefix=None)
         self.wait_for(name, lambda model: model["state"] in ("ready", "failed", "cold"))
 
+    def replicas(self, name: str) -> int:
+        """How many replicas of the model run."""
+        running = serve.status().applications[name].deployments["VAE"].replica_states
+        return int(running.get("RUNNING", 0))
+
+    def wait_for_replicas(self, name: str, count: int, timeout_s: float = 60) -> None:
+        give_up = time.monotonic() + timeout_s
+        while self.replicas(name) != count:
+            assert time.monotonic() < give_up, f"{name} has {self.replicas(name)} replicas, not {count}"
+            time.sleep(0.2)
+
     def wait_for(self, name: str, condition: Callable[[dict[str, Any]], bool], timeout_s: float = 60) -> dict[str, Any]:
         """The model's description once it fulfils the condition."""
         give_up = time.monotonic() + timeout_s

@@ -30,6 +30,7 @@ State = Literal["cold", "starting", "ready", "failed"]
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 REFRESH_S = 1.0
 ASK_AGAIN_S = 10.0  # a failed replica may have mended; asked more often, it would never look idle to the autoscaler
+GRACE_S = 6.0  # a replica's process starts within it; longer, and what it lacks is held by others
 DESCRIBE_TIMEOUT_S = 5.0
 
 
@@ -76,6 +77,7 @@ class Catalogue:
         self._only = only
         self._models: Mapping[str, Model] = {}
         self._warned: set[str] = set()
+        self._waiting_since: dict[str, float] = {}
         self._stop = threading.Event()
         self.refresh()
         threading.Thread(target=self._keep_fresh, name="catalogue", daemon=True).start()
@@ -106,9 +108,12 @@ class Catalogue:
             if model is not None:
                 models[name] = model
         self._models = models
-        for shortage in waiting.values():
-            if shortage.holders:  # one at a time: the next is asked when this one turns out to be busy
-                ask_to_yield(shortage.holders[int(time.time() / ASKED_FOR_S) % len(shortage.holders)])
+        now = time.monotonic()
+        self._waiting_since = {name: self._waiting_since.get(name, now) for name in waiting}
+        for name, shortage in waiting.items():
+            if shortage.holders and (shortage.certain or now - self._waiting_since[name] > GRACE_S):
+                # One at a time: the next is asked when this one turns out to be busy.
+                ask_to_yield(shortage.holders[int(now / ASKED_FOR_S) % len(shortage.holders)])
 
     def close(self) -> None:
         self._stop.set()

@@ -16,16 +16,21 @@ class Shortage:
     Attributes:
         missing: resources it needs and the cluster has not free.
         holders: the applications whose replicas hold them.
+        certain: those replicas alone account for it. Otherwise others of the cluster hold some, or it is just being given
+            to this very replica, which Ray does not tell apart.
     """
 
     missing: Resources
     holders: tuple[str, ...]
+    certain: bool = True
 
     def __str__(self) -> str:
         needs = " and ".join(f"{amount:g} {name}" for name, amount in self.missing.items())
-        if self.holders:
-            return f"waits for {needs}; {', '.join(self.holders)} {'holds' if len(self.holders) == 1 else 'hold'} it"
-        return f"waits for {needs}; no node of the cluster has it free"
+        if not self.holders:
+            return f"waits for {needs}; no node of the cluster has it free"
+        verb = "holds" if len(self.holders) == 1 else "hold"
+        others = "" if self.certain else ", and others outside of Serve may"
+        return f"waits for {needs}; {', '.join(self.holders)} {verb} it{others}"
 
 
 def shortages(applications: Mapping[str, Any], total: Resources, available: Resources) -> dict[str, Shortage]:
@@ -47,17 +52,16 @@ def shortages(applications: Mapping[str, Any], total: Resources, available: Reso
         siblings = deployment["replicas"]
         if "node_id" in replica or any("node_id" in sibling for sibling in siblings):
             continue
-        missing, holders = {}, set()
+        missing, holders, certain = {}, set(), True
         for resource, amount in deployment["required_resources"].items():
             holding = held.get(resource, {})
-            # `available` alone would not do: it lacks what is being given to this very replica at the moment.
-            if total.get(resource, 0) - sum(holding.values()) < amount - 1e-6:
+            accounted = total.get(resource, 0) - sum(holding.values()) < amount - 1e-6
+            if accounted or available.get(resource, 0) < amount - 1e-6:
                 holders |= set(holding)
                 missing[resource] = amount
-            elif available.get(resource, 0) < amount - 1e-6:
-                missing[resource] = amount
+                certain = certain and accounted
         if missing:
-            waiting[name] = Shortage(missing, tuple(sorted(holders)))
+            waiting[name] = Shortage(missing, tuple(sorted(holders)), certain)
     return waiting
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,16 @@ class Weights:
 
 def fetch(config: VAEConfig) -> Weights:
     """The weights of a model, downloaded if need be. Raises ModelFailed with a sentence that says what is missing."""
+    return _here(config) or _downloaded(config, lambda files: files)
+
+
+def config_of(config: VAEConfig) -> dict[str, Any]:
+    """A model's config.json, without its weights where they are not here yet. Raises ModelFailed as `fetch` does."""
+    return (_here(config) or _downloaded(config, lambda _: ["config.json"])).config()
+
+
+def _here(config: VAEConfig) -> Weights | None:
+    """The weights if they are on this node. Raises ModelFailed where no download would help."""
     if config.source == "demo":
         return Weights(DEMO, "bundled")
     folder = Path(config.source).expanduser()
@@ -69,7 +79,7 @@ def fetch(config: VAEConfig) -> Weights:
         raise ModelFailed(f"The folder {config.source} does not exist on this node")
     if not re.fullmatch(r"([\w.-]+/)?[\w.-]+", config.source):
         raise ModelFailed(f"source is {config.source!r}; expected a Hub id (owner/name), a local folder or demo")
-    return _cached(config) or _downloaded(config)
+    return _cached(config)
 
 
 def _in_folder(config: VAEConfig, folder: Path) -> Weights:
@@ -105,14 +115,17 @@ def _weight_files(config: VAEConfig) -> tuple[str, str]:
     return f"{STEM}{variant}.safetensors", f"{STEM}.safetensors.index{variant}.json"
 
 
-def _downloaded(config: VAEConfig) -> Weights:
+def _downloaded(config: VAEConfig, wanted: Callable[[list[str]], list[str]]) -> Weights:
+    """What is `wanted` of the files that make the model, from the Hub."""
     names = _ask_hub(config)
     inside = _inside(config)
     here = [name.removeprefix(inside) for name in names if name.startswith(inside)]
     files = needed_files(config, [name for name in here if "/" not in name], config.source)
     try:
         snapshot = Path(
-            snapshot_download(config.source, revision=config.revision, allow_patterns=[inside + name for name in files])
+            snapshot_download(
+                config.source, revision=config.revision, allow_patterns=[inside + name for name in wanted(files)]
+            )
         )
     except Exception as error:
         raise ModelFailed(f"{config.source} could not be downloaded: {download_reason(error)}") from error
@@ -131,6 +144,8 @@ def _ask_hub(config: VAEConfig) -> list[str]:
     except RepositoryNotFoundError as error:
         raise ModelFailed(f"The Hub has no model {source}, or it is private; if it is, {TOKEN_HINT}") from error
     except HfHubHTTPError as error:
+        if error.response.status_code in (401, 403):
+            raise ModelFailed(f"The Hub refuses access to {source}: is the token right? {TOKEN_HINT}") from error
         raise ModelFailed(f"The Hub answered for {source}: {_first_line(error)}") from error
     except Exception as error:  # the network's many ways to fail
         raise ModelFailed(

@@ -1,0 +1,187 @@
+"""`ServeConfig`: a serve_config.yaml, read and checked before anything is started.
+
+Serve ignores keys it does not know, and finds out about wrong arguments one application at a time while it deploys. Here
+every mistake that can be seen without weights is found first, and said with the application and the key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from ray.serve.config import AutoscalingConfig
+from ray.serve.schema import (
+    DeploymentSchema,
+    HTTPOptionsSchema,
+    RayActorOptionsSchema,
+    ServeApplicationSchema,
+    ServeDeploySchema,
+)
+
+from remote_vae_serve.catalogue import NAME
+from remote_vae_serve.config import IngressConfig, VAEConfig
+from remote_vae_serve.http import RESERVED
+
+VAE = "remote_vae_serve.app:vae"
+INGRESS = "remote_vae_serve.app:ingress"
+_ARGUMENTS: Mapping[str, type[IngressConfig] | type[VAEConfig]] = {VAE: VAEConfig, INGRESS: IngressConfig}
+_DEPLOYMENTS = {VAE: "VAE", INGRESS: "Ingress"}
+
+
+class InvalidConfig(ValueError):
+    """The file is no configuration that can be run; `problems` has a sentence for each mistake."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = tuple(problems)
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """A configuration that can be run.
+
+    Attributes:
+        host, port: where HTTP is answered.
+        models: the arguments of each VAE application, by its name.
+        max_body_mib: of the ingress; the largest where there are several, the default where there is none.
+    """
+
+    host: str
+    port: int
+    models: Mapping[str, VAEConfig]
+    max_body_mib: float
+
+    @classmethod
+    def read(cls, path: Path) -> ServeConfig:
+        """Raises InvalidConfig."""
+        try:
+            written = yaml.safe_load(path.read_text())
+        except FileNotFoundError as error:
+            raise InvalidConfig([f"{path} does not exist; `remote-vae-serve init` writes one"]) from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidConfig([f"{path} cannot be read: {getattr(error, 'strerror', None) or error}"]) from error
+        except yaml.YAMLError as error:
+            raise InvalidConfig([f"{path} is no YAML: {' '.join(str(error).split())}"]) from error
+        if not isinstance(written, dict):
+            raise InvalidConfig([f"{path} holds no mapping; expected `applications:` and a list of them"])
+        problems = list(_problems(written))
+        if problems:
+            raise InvalidConfig(problems)
+        return cls._of(written)
+
+    @classmethod
+    def _of(cls, written: Mapping[str, Any]) -> ServeConfig:
+        http = HTTPOptionsSchema(**(written.get("http_options") or {}))
+        applications = written["applications"]
+        limits = [
+            IngressConfig(**_arguments(app)).max_body_mib for app in applications if app["import_path"] == INGRESS
+        ]
+        return cls(
+            host=http.host,
+            port=http.port,
+            models={app["name"]: VAEConfig(**_arguments(app)) for app in applications if app["import_path"] == VAE},
+            max_body_mib=max(limits, default=IngressConfig.model_validate({}).max_body_mib),
+        )
+
+
+def _arguments(application: Mapping[str, Any]) -> Mapping[str, Any]:
+    return application.get("args") or {}
+
+
+def _problems(written: Mapping[str, Any]) -> Iterable[str]:
+    yield from _unknown_keys(written, ServeDeploySchema, "")
+    yield from _unknown_keys(written.get("http_options"), HTTPOptionsSchema, "http_options: ")
+    try:
+        ServeDeploySchema.model_validate(written)
+    except ValidationError as error:
+        yield from _complaints_of_schema(error, written)
+        return  # what follows takes the form for granted
+    names = Counter(app["name"] for app in written["applications"])
+    for app in written["applications"]:
+        yield from _problems_of_application(app)
+    yield from (f"application {name!r}: name: {count} have it" for name, count in names.items() if count > 1)
+
+
+def _problems_of_application(app: Mapping[str, Any]) -> Iterable[str]:
+    name, import_path = app["name"], app["import_path"]
+    where = f"application {name!r}: "
+    yield from _unknown_keys(app, ServeApplicationSchema, where)
+    for deployment in app.get("deployments") or []:
+        yield from _problems_of_deployment(deployment, f"{where}deployments: ")
+        expected = _DEPLOYMENTS.get(import_path, deployment["name"])
+        if deployment["name"] != expected:
+            yield f"{where}deployments: name is {deployment['name']!r}; this application has one deployment, {expected}"
+    if import_path not in _ARGUMENTS:
+        return
+    if import_path == VAE and name in RESERVED:
+        yield f"{where}name: it is a path of the ingress; take another"
+    elif import_path == VAE and not NAME.fullmatch(name):
+        yield f"{where}name: a model's is of the form [a-z0-9][a-z0-9._-]*"
+    try:
+        arguments = _ARGUMENTS[import_path](**_arguments(app))
+    except (ValidationError, TypeError) as error:
+        yield from _complaints(error, f"{where}args: ")
+        return
+    if isinstance(arguments, VAEConfig) and arguments.num_gpus != 0 and arguments.device != "cpu":
+        for deployment in app.get("deployments") or []:
+            if "num_gpus" not in (deployment.get("ray_actor_options") or {"num_gpus": None}):
+                yield (
+                    f"{where}deployments: ray_actor_options replaces the model's own and drops its GPU; use num_gpus and "
+                    "num_cpus under args, or say num_gpus there too"
+                )
+
+
+def _problems_of_deployment(deployment: Mapping[str, Any], where: str) -> Iterable[str]:
+    yield from _unknown_keys(deployment, DeploymentSchema, where)
+    yield from _unknown_keys(deployment.get("ray_actor_options"), RayActorOptionsSchema, f"{where}ray_actor_options: ")
+    scaling = deployment.get("autoscaling_config")
+    before = f"{where}autoscaling_config: "
+    unknown = list(_unknown_keys(scaling, AutoscalingConfig, before))
+    yield from unknown
+    if isinstance(scaling, dict) and not unknown:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Serve gives them itself when it deploys
+                AutoscalingConfig(**scaling)
+        except (ValueError, TypeError) as error:
+            yield from _complaints(error, before)
+
+
+def _unknown_keys(written: Any, schema: type[BaseModel], where: str) -> Iterable[str]:
+    for key in written if isinstance(written, dict) else ():
+        if key not in schema.model_fields:
+            near = difflib.get_close_matches(str(key), schema.model_fields, n=1, cutoff=0.5)
+            yield f"{where}unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+
+
+def _complaints_of_schema(error: ValidationError, written: Mapping[str, Any]) -> Iterable[str]:
+    """Serve's schema says `applications, 2, name`; an operator wants that application's name."""
+    for mistake in error.errors():
+        keys = list(mistake["loc"])
+        where = ""
+        if keys[:1] == ["applications"] and len(keys) > 1 and isinstance(keys[1], int):
+            app = written["applications"][keys[1]]
+            name = app.get("name") if isinstance(app, dict) else None
+            where = f"application {name!r}: " if name is not None else f"application number {keys[1] + 1}: "
+            keys = keys[2:]
+        yield where + _complaint(keys, mistake["msg"])
+
+
+def _complaints(error: Exception, where: str) -> Iterable[str]:
+    if isinstance(error, ValidationError):
+        yield from (where + _complaint(list(mistake["loc"]), mistake["msg"]) for mistake in error.errors())
+    else:
+        yield f"{where}{' '.join(str(error).split())}"
+
+
+def _complaint(keys: Sequence[int | str], message: str) -> str:
+    path = ".".join(str(key) for key in keys if not isinstance(key, int))
+    said = " ".join(message.removeprefix("Value error, ").split())
+    return f"{path}: {said}" if path else said

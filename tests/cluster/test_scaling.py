@@ -1,0 +1,153 @@
+"""Replicas that come and go: one GPU and two models, a load that grows and ends, models added and removed, a full queue."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import ray
+import requests
+from conftest import GPUS, Cluster
+from ray import serve
+from samples import latents
+
+from remote_vae import RemoteVAE
+from remote_vae.errors import Overloaded
+
+QUERY = {"shape": [1, 4, 8, 8], "dtype": "float32"}
+BODY = latents(1, 4, 8, 8).numpy().tobytes()
+# As in serve_config.yaml, but in seconds where it has minutes.
+QUICK: dict[str, Any] = {
+    "graceful_shutdown_wait_loop_s": 0.1,
+    "autoscaling_config": {
+        "min_replicas": 0,
+        "max_replicas": 2,
+        "target_ongoing_requests": 1,
+        "metrics_interval_s": 0.5,
+        "look_back_period_s": 2,
+        "upscale_delay_s": 1,
+        "downscale_delay_s": 3,
+        "downscale_to_zero_delay_s": 1,
+        "policy": {"policy_function": "remote_vae_serve.scaling:YieldWhenIdle", "policy_kwargs": {"idle_s": 600}},
+    },
+}
+
+
+def patient(idle_s: float, max_replicas: int = 1) -> dict[str, Any]:
+    """`QUICK` with another idle time and size."""
+    policy = QUICK["autoscaling_config"]["policy"] | {"policy_kwargs": {"idle_s": idle_s}}
+    return QUICK | {
+        "autoscaling_config": QUICK["autoscaling_config"] | {"policy": policy, "max_replicas": max_replicas}
+    }
+
+
+def post(cluster: Cluster, name: str) -> requests.Response:
+    return requests.post(f"{cluster.url}/{name}", params=QUERY, data=BODY, timeout=60)
+
+
+@pytest.fixture
+def all_gpus_but_one() -> Iterator[None]:
+    """Somebody else holds the other GPUs."""
+
+    @ray.remote(num_gpus=GPUS - 1, num_cpus=0)
+    class Holder:
+        def ready(self) -> None: ...
+
+    holder = Holder.remote()
+    ray.get(holder.ready.remote())
+    yield
+    ray.kill(holder)
+
+
+def test_one_gpu_two_models(cluster: Cluster, all_gpus_but_one: None) -> None:
+    """The second hears within 20 s what it waits for and who holds it; when the first is idle, it lets go at once."""
+    for name, seconds in (("holder", 22.0), ("waiter", 0.0)):
+        cluster.deploy(name, source="x", device="cpu", num_gpus=1, fake={"decode_s": seconds}, options=patient(600))
+    try:
+        busy = threading.Thread(target=post, args=(cluster, "holder"))
+        busy.start()
+        cluster.wait_for("holder", lambda model: model["state"] == "ready")
+        started = time.monotonic()
+        refused = post(cluster, "waiter")
+        assert time.monotonic() - started < 20
+        assert (refused.status_code, refused.json()["code"]) == (503, "model_starting")
+        assert int(refused.headers["retry-after"]) > 0
+        assert "waits for 1 GPU; holder holds it" in refused.json()["error"]
+        described = cluster.wait_for("waiter", lambda model: "reason" in model)
+        assert described["state"] == "starting"
+        assert "holder holds it" in described["reason"]
+        busy.join()
+        give_up = time.monotonic() + 60
+        while (answer := post(cluster, "waiter")).status_code == 503 and time.monotonic() < give_up:
+            pass
+        assert answer.status_code == 200
+        cluster.wait_for("holder", lambda model: model["state"] == "cold")
+    finally:
+        serve.delete("holder")
+        serve.delete("waiter")
+
+
+def test_replicas_follow_the_load_up_and_down_to_none(cluster: Cluster) -> None:
+    cluster.deploy("elastic", source="x", fake={"decode_s": 0.3}, num_gpus=0, device="cpu", options=patient(2, 2))
+    try:
+        assert cluster.wait_for("elastic", lambda model: True)["state"] == "cold"
+        stop = threading.Event()
+
+        def load() -> None:
+            while not stop.is_set():
+                assert post(cluster, "elastic").status_code == 200
+
+        with ThreadPoolExecutor(6) as clients:
+            loads = [clients.submit(load) for _ in range(6)]
+            cluster.wait_for_replicas("elastic", 2)
+            stop.set()
+            for done in loads:
+                done.result()
+        cluster.wait_for_replicas("elastic", 0)
+        cluster.wait_for("elastic", lambda model: model["state"] == "cold")
+    finally:
+        serve.delete("elastic")
+
+
+def test_a_get_wakes_nobody(cluster: Cluster) -> None:
+    cluster.deploy("asleep", source="x", fake={}, num_gpus=0, device="cpu", options=QUICK)
+    try:
+        for _ in range(5):
+            assert requests.get(f"{cluster.url}/asleep").json()["state"] == "cold"
+            assert requests.get(f"{cluster.url}/models").ok
+            time.sleep(0.5)
+        assert cluster.replicas("asleep") == 0
+    finally:
+        serve.delete("asleep")
+
+
+def test_a_full_queue_is_said_and_nothing_is_lost(cluster: Cluster) -> None:
+    options = {"max_ongoing_requests": 1, "max_queued_requests": 2}
+    cluster.deploy("narrow", source="x", fake={"decode_s": 0.4}, num_gpus=0, device="cpu", options=options)
+    try:
+        with RemoteVAE(f"{cluster.url}/narrow", workers=12) as vae:
+            futures = [vae.submit(latents(1, 4, 8, 8)) for _ in range(12)]
+            errors = [future.exception() for future in futures]
+        refused = [error for error in errors if error is not None]
+        assert all(isinstance(error, Overloaded) and error.retry_after for error in refused)
+        assert 1 <= len(refused) < 12
+    finally:
+        serve.delete("narrow")
+
+
+def test_a_client_that_leaves_does_not_hold_up_the_next(cluster: Cluster) -> None:
+    cluster.deploy("slow", source="x", fake={"decode_s": 2.0}, num_gpus=0, device="cpu")
+    try:
+        for _ in range(4):
+            with pytest.raises(requests.Timeout):
+                requests.post(f"{cluster.url}/slow", params=QUERY, data=BODY, timeout=0.3)
+        started = time.monotonic()
+        assert post(cluster, "slow").status_code == 200
+        # One decode that could not be stopped and our own: those that were still waiting were dropped.
+        assert time.monotonic() - started < 6.5
+    finally:
+        serve.delete("slow")

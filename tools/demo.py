@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import math
 import os
 import signal
 import sys
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from local_server import LocalServer, ServerFailed
 from remote_vae import RemoteVAE
@@ -54,18 +55,40 @@ def psnr(image: Image.Image, reference: Image.Image) -> float:
     return float(10 * np.log10(255**2 / np.mean(error**2)))
 
 
-def encode(picture: Image.Image) -> torch.Tensor:
-    """The picture's latent `[1, C, h, w]`, scaled as a pipeline's latents are. A generator would make one out of noise."""
+def demo_vae() -> DiffusersEngine:
+    """The bundled VAE in this process, for encoding: a generator would make its latents out of noise."""
     engine = DiffusersEngine(VAEConfig(source="demo", device="cpu"), "cpu")
     engine.load()
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 127.5 - 1
+    return engine
+
+
+def encode(engine: DiffusersEngine, pictures: list[Image.Image]) -> torch.Tensor:
+    """Latents `[B, C, h, w]` of pictures of one size, scaled as a pipeline's latents are."""
+    pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).permute(0, 3, 1, 2) / 127.5 - 1
     return engine.space.normalise(engine.encode(pixels))
+
+
+def clip(frames: int = 24, width: int = 192, height: int = 128) -> list[Image.Image]:
+    """A ball that rolls by under a sky that turns."""
+    pictures = []
+    for frame in range(frames):
+        turn = 2 * math.pi * frame / frames
+        down = np.linspace(0, 1, height)[:, None] * np.ones((1, width))
+        shades = [128 + 90 * np.sin(turn + 2 * down + phase) for phase in (0.0, 2.1, 4.2)]
+        picture = Image.fromarray(np.stack(shades, -1).round().astype(np.uint8))
+        x, y = round((width + 40) * frame / frames) - 20, round(height - 24 - 50 * abs(math.sin(2 * turn)))
+        ImageDraw.Draw(picture).ellipse(
+            (x - 20, y - 20, x + 20, y + 20), fill=(230, 90, 40), outline=(60, 20, 10), width=3
+        )
+        pictures.append(picture)
+    return pictures
 
 
 def through_a_handle(server: LocalServer, latent: torch.Tensor) -> Image.Image:
     """As a generator in the same cluster would: no HTTP."""
     os.environ.update(server.ray_environment)
     import ray
+    from ray import serve  # noqa: F401  it sets its logger up when it is imported
 
     logging.getLogger("ray.serve").setLevel("ERROR")
     ray.init(address=server.ray_address, log_to_driver=False, logging_level="ERROR")
@@ -90,13 +113,17 @@ def main() -> None:
         ticks = dots()
         with step("start Ray and Serve (some 15 s)"):
             server.start(tick=lambda: next(ticks))
-        with step(f"encode a picture of {picture.width}x{picture.height} in this process"):
-            latent = encode(picture)
+        with step(f"encode a picture of {picture.width}x{picture.height} and a clip in this process"):
+            engine = demo_vae()
+            latent = encode(engine, [picture])
+            moving = encode(engine, clip()).transpose(0, 1)[None]
         with (
             step(f"decode {list(latent.shape)} over HTTP at {server.url}/demo"),
             RemoteVAE(f"{server.url}/demo") as vae,
         ):
             over_http = vae.decode(latent, image_format="png")
+        with step(f"decode {list(moving.shape)} to an mp4 over HTTP"), RemoteVAE(f"{server.url}/demo") as vae:
+            video = vae.decode(moving, output_type="mp4")
         with step("join the cluster, decode through a Ray handle"):
             over_handle = through_a_handle(server, latent)
     finally:
@@ -108,13 +135,14 @@ def main() -> None:
     picture.save(out / "original.png")
     over_http.save(out / "decoded-http.png")
     over_handle.save(out / "decoded-handle.png")
+    (out / "clip.mp4").write_bytes(video)
     beside = Image.new("RGB", (2 * picture.width + 8, picture.height), "white")
     beside.paste(picture, (0, 0))
     beside.paste(over_http, (picture.width + 8, 0))
     beside.save(out / "side-by-side.png")
     same = "the same pixels" if over_http.tobytes() == over_handle.tobytes() else "DIFFERENT pixels"
     print(f"\n  PSNR of the decoded picture {psnr(over_http, picture):.2f} dB; both doors gave {same}")
-    for name in ("original.png", "decoded-http.png", "decoded-handle.png", "side-by-side.png"):
+    for name in ("original.png", "decoded-http.png", "decoded-handle.png", "side-by-side.png", "clip.mp4"):
         print(f"  {(out / name).resolve()}")
     print(f"\nDone in {time.monotonic() - START:.0f} s.")
 

@@ -43,6 +43,8 @@ class LocalServer:
         config: a Serve config; host and port in it are replaced.
         models: which of its models to wait for.
         change: edits the parsed config before it is used.
+        command: what starts it; the config's path is put at its end.
+        token: sent when asking whether it is ready.
     """
 
     def __init__(
@@ -50,11 +52,15 @@ class LocalServer:
         config: Path = CONFIG,
         models: tuple[str, ...] = ("demo",),
         change: Callable[[dict[str, Any]], None] = lambda _: None,
+        command: tuple[str, ...] = ("serve", "run", "--address", "local"),
+        token: str | None = None,
     ) -> None:
         self._config = yaml.safe_load(config.read_text())
         self._config["http_options"] = {"host": "127.0.0.1", "port": free_port()}
         change(self._config)
         self._models = models
+        self._command = command
+        self._headers = {"authorization": f"Bearer {token}"} if token else {}
         self._folder = tempfile.TemporaryDirectory(prefix="remote-vae-")
         self._process: subprocess.Popen[bytes] | None = None
         self.url = f"http://127.0.0.1:{self._config['http_options']['port']}"
@@ -82,7 +88,7 @@ class LocalServer:
         environment.pop("RAY_ADDRESS", None)  # a Ray of its own, whatever Ray runs already
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
-                ["serve", "run", "--address", "local", str(written)],
+                [*self._command, str(written)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                 env=environment, start_new_session=True,
             )  # fmt: skip
@@ -121,7 +127,7 @@ class LocalServer:
 
     def _ready(self) -> bool:
         try:
-            models = requests.get(f"{self.url}/models", timeout=5).json()["models"]
+            models = requests.get(f"{self.url}/models", headers=self._headers, timeout=5).json()["models"]
         except (requests.RequestException, ValueError, KeyError):
             return False
         ready = {model["name"] for model in models if model["state"] == "ready"}

@@ -46,7 +46,12 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeHub]:
     (folder / "empty" / "README.md").write_text("nothing here")
     with fake_hub() as running:
         running.folders = {f"org/{path.name}": path for path in folder.iterdir()}
-        running.refusals = {"org/gated": (403, "GatedRepo"), "org/private": (401, "RepoNotFound"), "org/token": (401, ""), "org/broken": (500, "")}
+        running.refusals = {
+            "org/gated": (403, "GatedRepo"),
+            "org/private": (401, "RepoNotFound"),
+            "org/token": (401, ""),
+            "org/broken": (500, ""),
+        }
         yield running
 
 
@@ -54,7 +59,11 @@ def fetched(hub_url: str, home: Path, **arguments: Any) -> dict[str, Any]:
     environment = os.environ | {"HF_ENDPOINT": hub_url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
     environment.pop("HF_TOKEN", None)
     run = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps(arguments)], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", SCRIPT, json.dumps(arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert run.returncode == 0, run.stderr
     return dict(json.loads(run.stdout))
@@ -117,7 +126,9 @@ def test_a_hub_that_nobody_answers_for_is_said_within_seconds(tmp_path: Path) ->
 def test_a_full_disk_is_said_to_be_full(hub: FakeHub, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(disk)], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(disk)], capture_output=True, check=False
+    )
     if mounted.returncode:
         pytest.skip("a full disk needs a file system of its own, and mounting one is not allowed here")
     try:

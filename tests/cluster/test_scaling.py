@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import ray
 import requests
-from conftest import GPUS, Cluster
 from ray import serve
-from samples import latents
 
+from conftest import GPUS, Cluster
 from remote_vae import RemoteVAE
 from remote_vae.errors import Overloaded
+from samples import latents
 
 QUERY = {"shape": [1, 4, 8, 8], "dtype": "float32"}
 BODY = latents(1, 4, 8, 8).numpy().tobytes()

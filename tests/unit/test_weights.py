@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from fake_hub import COMMIT, FakeHub, fake_hub
 from local_server import free_port
-from samples import save_tiny_vae, tiny_vae
-
 from remote_vae.errors import ModelFailed
 from remote_vae_serve.config import VAEConfig
 from remote_vae_serve.weights import DEMO, fetch
+from samples import save_tiny_vae, tiny_vae
 
 SCRIPT = """
 import json, sys
@@ -145,5 +145,5 @@ def test_a_folder_is_used_where_it_lies_and_the_demo_is_bundled(tmp_path: Path) 
     assert fetch(VAEConfig(source="demo")).folder == DEMO
     with pytest.raises(ModelFailed, match="does not exist"):
         fetch(VAEConfig(source=str(tmp_path / "typo")))
-    with pytest.raises(ModelFailed, match="no config.json"):
+    with pytest.raises(ModelFailed, match=r"no config\.json"):
         fetch(VAEConfig(source=str(tmp_path)))

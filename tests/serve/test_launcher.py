@@ -1,0 +1,146 @@
+"""`remote-vae-serve run`, the real thing: what holds under the launcher and would not under plain `serve run`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import requests
+
+from local_server import LocalServer
+from remote_vae import RemoteVAE
+from remote_vae.errors import BodyTooLarge, Unauthorized
+from samples import latents
+
+TOKEN = "s3cret-of-the-test"
+HEADERS = {"authorization": f"Bearer {TOKEN}"}
+QUERY = {"shape": [1, 4, 8, 8], "dtype": "float32"}
+BODY = latents(1, 4, 8, 8).numpy().tobytes()
+DECODE_S = 1.0
+
+
+def _two_applications(config: dict[str, Any]) -> None:
+    ingress = next(app for app in config["applications"] if app["name"] == "remote-vae")
+    ingress["args"]["max_body_mib"] = 1
+    fake = {
+        "name": "fake",
+        "route_prefix": None,
+        "import_path": "remote_vae_serve.app:vae",
+        "args": {"source": "nowhere", "fake": {"decode_s": 0}, "num_cpus": 0},
+    }
+    slow = fake | {"name": "slow", "args": {"source": "nowhere", "fake": {"decode_s": DECODE_S}, "num_cpus": 0}}
+    config["applications"] = [ingress, fake, slow]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[LocalServer]:
+    command = (sys.executable, "-m", "remote_vae_serve.cli", "run", "--token", "another", "--token", TOKEN)
+    running = LocalServer(models=("fake", "slow"), change=_two_applications, command=command, token=TOKEN)
+    with running:
+        started = running.processes()
+        yield running
+        assert TOKEN not in running.log.read_text(errors="replace")
+    assert started
+    assert not running.processes()
+
+
+def raw(server: LocalServer, head: str, body: bytes = b"", timeout_s: float = 5) -> tuple[int, dict[str, Any]]:
+    """Status and JSON of what comes back within the time to bytes written by hand; the connection stays open meanwhile."""
+    host, _, port = server.url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=timeout_s) as connection:
+        connection.sendall(head.replace("\n", "\r\n").encode() + b"\r\n" + body)
+        answer = b""
+        while True:
+            answer += connection.recv(65536)
+            top, _, text = answer.partition(b"\r\n\r\n")
+            length = re.search(rb"content-length: (\d+)", top.lower())
+            if length and len(text) >= int(length[1]):
+                return int(answer.split()[1]), dict(json.loads(text))
+
+
+def assert_contract(answer: requests.Response, status: int, code: str) -> None:
+    assert (answer.status_code, answer.json()["code"]) == (status, code), answer.text
+    assert answer.json()["request_id"] == answer.headers["x-request-id"]
+
+
+def test_a_latent_becomes_a_picture_with_a_token_in_either_form(server: LocalServer) -> None:
+    for url, headers in ((server.url, HEADERS), (server.url.replace("//", f"//:{TOKEN}@"), {})):
+        answer = requests.post(f"{url}/fake", params=QUERY, data=BODY, headers=headers, timeout=30)
+        assert (answer.status_code, answer.headers["content-type"]) == (200, "image/jpeg"), answer.text
+
+
+def test_without_a_token_nothing_but_health_answers(server: LocalServer) -> None:
+    assert requests.get(f"{server.url}/health", timeout=10).json()["status"] == "ok"
+    for headers in ({}, {"authorization": "Bearer wrong"}):
+        for path in ("fake", "models", "fake/decode"):
+            answer = requests.post(f"{server.url}/{path}", params=QUERY, data=BODY, headers=headers, timeout=10)
+            assert_contract(answer, 401, "unauthorized")
+    with RemoteVAE(f"{server.url}/fake") as vae, pytest.raises(Unauthorized):
+        vae.decode(latents(1, 4, 8, 8))
+
+
+def test_a_body_over_the_limit_is_refused_before_it_is_sent(server: LocalServer) -> None:
+    head = f"POST /fake HTTP/1.1\nhost: x\nauthorization: Bearer {TOKEN}\ncontent-length: {2**40}\n"
+    status, fields = raw(server, head)
+    assert (status, fields["code"]) == (413, "body_too_large")
+    status, fields = raw(server, head.replace(f"content-length: {2**40}", "transfer-encoding: chunked"),
+                         b"".join(b"10000\r\n" + bytes(0x10000) + b"\r\n" for _ in range(17)))  # fmt: skip
+    assert (status, fields["code"]) == (413, "body_too_large")
+
+
+def test_a_client_that_sends_it_all_the_same_still_gets_the_answer(server: LocalServer) -> None:
+    answer = requests.post(f"{server.url}/fake", params=QUERY, data=bytes(32 * 2**20), headers=HEADERS, timeout=30)
+    assert_contract(answer, 413, "body_too_large")
+    with RemoteVAE(server.url.replace("//", f"//:{TOKEN}@") + "/fake") as vae, pytest.raises(BodyTooLarge):
+        vae.decode(latents(1, 4, 512, 513))
+
+
+def test_an_unknown_path_and_an_unknown_model_are_json(server: LocalServer) -> None:
+    assert_contract(requests.get(f"{server.url}/a/b/c", headers=HEADERS, timeout=10), 404, "unknown_route")
+    assert_contract(requests.get(f"{server.url}/nope", headers=HEADERS, timeout=10), 404, "unknown_model")
+
+
+def test_serves_own_timeout_is_json(server: LocalServer) -> None:
+    headers = HEADERS | {"x-request-timeout-seconds": "0.2"}
+    answer = requests.post(f"{server.url}/slow", params=QUERY, data=BODY, headers=headers, timeout=30)
+    assert_contract(answer, 504, "deadline_exceeded")
+
+
+def test_an_ingress_that_dies_answers_json_and_comes_back(server: LocalServer) -> None:
+    answers: list[requests.Response] = []
+
+    def decode(path: str) -> None:
+        answers.append(requests.post(f"{server.url}/{path}", params=QUERY, data=BODY, headers=HEADERS, timeout=60))
+
+    waiting = threading.Thread(target=decode, args=("slow",))
+    waiting.start()
+    time.sleep(DECODE_S / 2)
+    for pid in _pids(server, "Ingress"):
+        os.kill(pid, signal.SIGKILL)
+    waiting.join()
+    assert_contract(answers[0], 500, "internal_error")
+    give_up = time.monotonic() + 40
+    while answers[-1].status_code != 200 and time.monotonic() < give_up:
+        decode("fake")
+        assert answers[-1].status_code == 200 or answers[-1].json()["code"] in ("internal_error", "unavailable")
+        time.sleep(0.2)
+    assert answers[-1].status_code == 200
+
+
+def _pids(server: LocalServer, deployment: str) -> list[int]:
+    listing = subprocess.run(["ps", "-e", "-o", "pid=,args="], capture_output=True, text=True, check=True).stdout
+    own = set(server.processes())
+    rows = [line.split(maxsplit=1) for line in listing.splitlines() if f"ServeReplica:remote-vae:{deployment}" in line]
+    pids = [int(pid) for pid, _ in rows if int(pid) in own]
+    assert pids
+    return pids

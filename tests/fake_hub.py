@@ -53,7 +53,7 @@ def fake_hub() -> Iterator[FakeHub]:
             rest = path.split("/")[2:]
             revision = rest[1] if rest[:1] in (["revision"], ["tree"]) else "main"
             if self._refused(repo, revision):
-                return
+                return None
             if rest[:1] == ["tree"]:
                 tree = [
                     {"type": "file", "path": name, "oid": "0" * 40, "size": (hub.folders[repo] / name).stat().st_size}
@@ -65,7 +65,7 @@ def fake_hub() -> Iterator[FakeHub]:
 
         def _file(self, repo: str, revision: str, name: str) -> None:
             if self._refused(repo, revision):
-                return
+                return None
             path = hub.folders[repo] / name
             if not path.is_file():
                 return self._answer(404, b"", {"X-Error-Code": "EntryNotFound"})

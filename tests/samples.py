@@ -55,8 +55,8 @@ def tiny_vae(kind: str, seed: int = 0) -> Any:
                 encoder_block_out_channels=channels, decoder_block_out_channels=channels,
                 num_encoder_blocks=(1,) * 4, num_decoder_blocks=(1,) * 4, latent_channels=4,
             )  # fmt: skip
-        elif kind == "hunyuan":
-            vae = AutoencoderKLHunyuanVideo(**HUNYUAN)
+        elif kind.startswith("hunyuan"):
+            vae = AutoencoderKLHunyuanVideo(**HUNYUAN | ({"latent_channels": 16} if kind == "hunyuan16" else {}))
         else:
             vae = AutoencoderKL(**KL, **CONFIGS[kind])
         for parameter in vae.parameters():  # norms start at 1 and 0, which would hide a forgotten one

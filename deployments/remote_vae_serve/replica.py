@@ -41,6 +41,7 @@ class VAE:
         self._failure: ModelFailed | None = None
         self._next_try = 0.0
         self._loading = asyncio.Lock()
+        self._startup: dict[str, float] = {}
         self._load()
 
     async def decode(self, plain: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -60,6 +61,7 @@ class VAE:
         if self._engine is not None:
             space = self._engine.space
             description |= {
+                "startup": self._startup,
                 "device": self._engine.device,
                 "gpu_ids": ray.get_gpu_ids(),
                 "dtype": str(self._engine.dtype).removeprefix("torch."),
@@ -78,11 +80,12 @@ class VAE:
         """Serve asks for this method where a deployment has a `user_config`; ours is a notice for the ingress to read."""
 
     def _load(self) -> None:
+        began, started = time.time(), time.monotonic()
         from remote_vae_serve.pipeline import Pipeline
 
-        started = time.monotonic()
         try:
             engine = build_engine(self._config)
+            imported = time.monotonic()
             engine.load()
         except RemoteVAEError as error:
             self._failure = ModelFailed(error.message, retry_after=self._config.retry_s)
@@ -90,6 +93,11 @@ class VAE:
             logger.error("%s cannot serve: %s", self._model, error.message)
             return
         self._failure, self._engine, self._pipeline = None, engine, Pipeline(engine, self._model)
+        self._startup = {
+            "began": began,
+            "imports_s": round(imported - started, 3),
+            "weights_s": round(time.monotonic() - imported, 3),
+        }
         logger.info("%s is ready on %s after %.1f s", self._model, engine.device, time.monotonic() - started)
 
     async def _ready(self) -> Pipeline:

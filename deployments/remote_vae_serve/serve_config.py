@@ -71,7 +71,9 @@ class ServeConfig:
             raise InvalidConfig([f"{path} is no YAML: {' '.join(str(error).split())}"]) from error
         if not isinstance(written, dict):
             raise InvalidConfig([f"{path} holds no mapping; expected `applications:` and a list of them"])
-        problems = list(_problems(written))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Serve gives them again when it deploys
+            problems = list(_problems(written))
         if problems:
             raise InvalidConfig(problems)
         return cls._of(written)
@@ -147,9 +149,7 @@ def _problems_of_deployment(deployment: Mapping[str, Any], where: str) -> Iterab
     yield from unknown
     if isinstance(scaling, dict) and not unknown:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Serve gives them itself when it deploys
-                AutoscalingConfig(**scaling)
+            AutoscalingConfig(**scaling)
         except (ValueError, TypeError) as error:
             yield from _complaints(error, before)
 

@@ -15,6 +15,7 @@ from ray import serve
 
 from conftest import Cluster
 from remote_vae_serve.config import VAEConfig
+from samples import save_tiny_vae
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -24,14 +25,17 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
-@pytest.fixture
-def models(cluster: Cluster) -> Iterator[Cluster]:
+@pytest.fixture(scope="module")
+def models(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """The names the README uses; random weights of the right kind."""
     cluster.deploy("sd-v1", source=cluster.source("sd"), device="cpu")
+    cluster.deploy(
+        "hunyuan-video", source=str(save_tiny_vae("hunyuan16", tmp_path_factory.mktemp("hunyuan"))), device="cpu"
+    )
     cluster.deploy("demo", source="demo", device="cpu")
     yield cluster
-    serve.delete("sd-v1")
-    serve.delete("demo")
+    for name in ("sd-v1", "hunyuan-video", "demo"):
+        serve.delete(name)
 
 
 def test_the_examples_run_one_after_the_other(models: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,7 +46,14 @@ def test_the_examples_run_one_after_the_other(models: Cluster, tmp_path: Path, m
         exec(compile(code, "README.md", "exec"), names)
         assert isinstance(names["image"], Image.Image)
     assert names["latent"].dtype == torch.float16
-    assert {path.name for path in tmp_path.iterdir()} == {"test.jpg", "queued.jpg", "0.jpg", "1.jpg", "2.jpg"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "test.jpg",
+        "video.mp4",
+        "queued.jpg",
+        "0.jpg",
+        "1.jpg",
+        "2.jpg",
+    }
 
 
 def test_the_curl_command_brings_a_picture(models: Cluster, tmp_path: Path) -> None:

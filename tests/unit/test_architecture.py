@@ -23,7 +23,7 @@ FLOORS = {
     "errors": 0, "tensors": 1, "wire": 2, "calls": 3, "transports": 3, "handles": 4, "client": 5, "__init__": 6,
     "autoencoder": 7, "cli": 8, "__main__": 9,
 }  # fmt: skip
-KNOWS_RAY = {"app", "ingress", "catalogue", "replica", "scaling", "cli"}
+KNOWS_RAY = {"app", "ingress", "catalogue", "replica", "scaling", "serve_config", "cli"}
 KNOWS_TORCH = {"engine", "families", "pipeline", "codecs", "video", "fake", "fast"}
 KNOWS_DIFFUSERS = {"engine", "fast"}
 

@@ -42,6 +42,7 @@ def test_the_wheel_holds_both_packages_and_the_demo_weights(wheel: Path) -> None
     names = set(zipfile.ZipFile(wheel).namelist())
     demo = "remote_vae_serve/demo/"
     assert {"remote_vae/py.typed", "remote_vae_serve/py.typed", demo + "config.json", demo + "picture.png"} <= names
+    assert "remote_vae_serve/serve_config.yaml" in names
     weights = zipfile.ZipFile(wheel).getinfo(demo + "diffusion_pytorch_model.safetensors")
     assert weights.file_size <= 4 * 2**20
     assert not [name for name in names if name.startswith(("tests", "tools"))]

@@ -1,0 +1,237 @@
+"""`remote-vae-serve`: the launcher, and what an operator does by hand. What is slow to import is imported where it is used.
+
+Exit codes: 0, 1 where something failed, 2 where the command or the configuration is wrong. Sentences go to stderr.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+from remote_vae_serve import proxy
+
+if TYPE_CHECKING:
+    from remote_vae_serve.config import VAEConfig
+    from remote_vae_serve.serve_config import ServeConfig
+
+CONFIG = Path("serve_config.yaml")
+HAPROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_USE_GRPC_BY_DEFAULT": "0"}
+"""Serve's C data plane; and no gRPC between processes, which takes 4 MiB at most and is slow from 0.5 MB on."""
+
+config_argument = click.argument("config", type=click.Path(path_type=Path), default=CONFIG)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Serve VAEs with Ray Serve.
+
+    \b
+    Example: remote-vae-serve init && remote-vae-serve run
+    """
+
+
+@main.command()
+@config_argument
+@click.option(
+    "--haproxy", is_flag=True, help="Let HAProxy take the requests: faster, and more of them. No TLS of its own."
+)
+@click.option(
+    "--token",
+    "tokens",
+    multiple=True,
+    help=f"Let in only who sends this token; may be repeated. {proxy.TOKENS} in the environment (comma separated) does not "
+    "show in the list of processes.",
+)
+@click.option(
+    "--max-body-mib",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Refuse larger request bodies before they are read; max_body_mib of the ingress if not given, and not above it.",
+)
+@click.option(
+    "--address",
+    default="local",
+    show_default=True,
+    help="Ray to serve on. `local` starts one; another must have these variables in its nodes' environment already.",
+)
+def run(config: Path, haproxy: bool, tokens: tuple[str, ...], max_body_mib: float | None, address: str) -> None:
+    """Check CONFIG (serve_config.yaml), then serve it until Ctrl-C or SIGTERM.
+
+    Does what only environment variables can tell Serve (tokens, a size limit that holds before a body is read, JSON for
+    Serve's own errors), then becomes `serve run`.
+
+    \b
+    Example: REMOTE_VAE_TOKENS=s3cret remote-vae-serve run --haproxy
+    """
+    checked = _read(config)
+    if max_body_mib is not None and max_body_mib > checked.max_body_mib:
+        _fail(f"--max-body-mib is {max_body_mib:g}, over the {checked.max_body_mib:g} of the ingress; raise max_body_mib "
+              f"under args in {config}", code=2)  # fmt: skip
+    if any("," in token or not token.strip() for token in tokens):
+        _fail("--token takes one token, without commas; repeat it for more", code=2)
+    variables = {
+        proxy.CALLBACK: proxy.IMPORT_PATH,
+        proxy.MAX_BODY_MIB: str(max_body_mib or checked.max_body_mib),
+        **({proxy.TOKENS: ",".join(tokens)} if tokens else {}),
+        **(HAPROXY if haproxy else {}),
+    }
+    try:
+        settings = proxy.Settings.of(os.environ | variables)
+    except ValueError as error:
+        _fail(str(error), code=2)
+    if not settings.tokens and checked.host not in ("127.0.0.1", "localhost", "::1"):
+        click.echo(f"No token is set: whoever reaches {checked.host}:{checked.port} may use this server.", err=True)
+    if address != "local":
+        click.echo(
+            f"The Ray at {address} keeps its own environment: start its nodes with {', '.join(variables)}.", err=True
+        )
+    # The very interpreter that runs this: `serve` need not be on the PATH.
+    command = [sys.executable, "-m", "ray.serve.scripts", "run", "--address", address, str(config)]
+    os.execvpe(command[0], command, os.environ | variables)
+
+
+@main.command(short_help="Write a configuration to start from.")
+@click.argument("path", type=click.Path(path_type=Path), default=CONFIG)
+@click.option("--force", is_flag=True, help="Overwrite a file that is there.")
+def init(path: Path, force: bool) -> None:
+    """Write a configuration to start from to PATH (serve_config.yaml).
+
+    \b
+    Example: remote-vae-serve init && remote-vae-serve run
+    """
+    path = path / CONFIG if path.is_dir() else path
+    if path.exists() and not force:
+        _fail(f"{path} exists; --force overwrites it", code=2)
+    try:
+        shutil.copyfile(_template(), path)
+    except OSError as error:
+        _fail(f"{path} cannot be written: {error.strerror}")
+    click.echo(f"Wrote {path}. Serve it with: remote-vae-serve run {path}")
+
+
+@main.command(short_help="Check a configuration, and start nothing.")
+@config_argument
+def check(config: Path) -> None:
+    """Check CONFIG (serve_config.yaml) as `run` does, and start nothing.
+
+    \b
+    Example: remote-vae-serve check my_config.yaml
+    """
+    checked = _read(config)
+    click.echo(f"{config} can be served; its models: {', '.join(sorted(checked.models)) or 'none'}")
+
+
+@main.command(short_help="Download the weights of a configuration.")
+@click.argument("models", nargs=-1, metavar="[MODEL]...")
+@click.option("--config", type=click.Path(path_type=Path), default=CONFIG, show_default=True, help="Whose models.")
+def fetch(models: tuple[str, ...], config: Path) -> None:
+    """Download the weights of each MODEL of a configuration, or of all, to this node's cache.
+
+    Only safetensors and config.json come. Where to is Hugging Face's own business: HF_HOME. A gated model needs HF_TOKEN.
+
+    \b
+    Example: remote-vae-serve fetch sd-v1 flux
+    """
+    served = _read(config).models
+    if unknown := [model for model in models if model not in served]:
+        _fail(f"{config} has no model {', '.join(unknown)}; it has {', '.join(served) or 'none'}", code=2)
+    from remote_vae.errors import ModelFailed
+    from remote_vae_serve import weights
+
+    failed = False
+    for name in models or served:
+        if served[name].fake is not None:
+            click.echo(f"{name}: a fake engine, which has no weights")
+            continue
+        try:
+            fetched = weights.fetch(served[name])
+        except ModelFailed as error:
+            failed = True
+            click.echo(f"{name}: {error.message}", err=True)
+        else:
+            click.echo(f"{name}: {fetched.folder}")
+    if failed:
+        sys.exit(1)
+
+
+@main.command(short_help="Print the application of a model.")
+@click.argument("source")
+@click.option("--subfolder", help="Folder of the VAE inside the source, e.g. vae.")
+@click.option("--name", help="What to call the model; made from the source if not given.")
+def add(source: str, subfolder: str | None, name: str | None) -> None:
+    """Print the application of a model, a Hub id or a local folder, to append to a configuration.
+
+    \b
+    Example: remote-vae-serve add my-org/my-pipeline --subfolder vae >> serve_config.yaml
+    """
+    from remote_vae.errors import ModelFailed
+    from remote_vae_serve import weights
+    from remote_vae_serve.catalogue import NAME
+    from remote_vae_serve.config import VAEConfig
+    from remote_vae_serve.engine import latent_space
+    from remote_vae_serve.families import GENERIC
+    from remote_vae_serve.http import RESERVED
+
+    folder = Path(source).expanduser()
+    if source != "demo" and folder.is_dir():
+        source = str(folder.resolve())  # replicas have a working directory of their own
+    name = name if name is not None else _name_of(source, RESERVED)
+    if name in RESERVED or not NAME.fullmatch(name):
+        _fail(f"{name!r} is reserved or not of the form [a-z0-9][a-z0-9._-]*; choose another with --name", code=2)
+    config = VAEConfig.model_validate({"source": source, "subfolder": subfolder})
+    try:
+        space = latent_space(weights.config_of(config), source)
+    except ModelFailed as error:
+        _fail(error.message)
+    family = "no family of its own, so the generic row" if space.family is GENERIC else space.family.name
+    click.echo(_block(name, config, f"{space.class_name}, {space.channels} latent channels: {family}"), nl=False)
+
+
+def _read(path: Path) -> ServeConfig:
+    from remote_vae_serve.serve_config import InvalidConfig, ServeConfig
+
+    try:
+        return ServeConfig.read(path)
+    except InvalidConfig as error:
+        _fail("\n".join(error.problems), code=2)
+
+
+def _template() -> Path:
+    """The shipped configuration: beside this file in a wheel, at the repository's root in an editable install."""
+    shipped = Path(__file__).with_name(CONFIG.name)
+    return shipped if shipped.exists() else Path(__file__).parents[2] / CONFIG.name
+
+
+def _name_of(source: str, reserved: frozenset[str]) -> str:
+    """A model's name from the last part of its source that says more than `vae`."""
+    parts = [part for part in source.lower().split("/") if part]
+    last = next((part for part in reversed(parts) if part != "vae"), "vae")
+    name = re.sub(r"[^a-z0-9._-]+", "-", last).strip("._-") or "vae"
+    return f"{name}-vae" if name in reserved else name
+
+
+def _block(name: str, config: VAEConfig, comment: str) -> str:
+    import yaml
+
+    arguments = yaml.safe_dump(config.model_dump(exclude_none=True, exclude_defaults=True), default_flow_style=True,
+                               sort_keys=False, width=10_000).strip()  # fmt: skip
+    return (
+        f"\n  - name: {yaml.safe_dump(name).splitlines()[0]} # {comment}\n"
+        "    route_prefix: null\n"
+        "    import_path: remote_vae_serve.app:vae\n"
+        f"    args: {arguments}\n"
+    )
+
+
+def _fail(sentence: str, code: int = 1) -> NoReturn:
+    click.echo(sentence, err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main(prog_name="remote-vae-serve")

@@ -1,0 +1,78 @@
+"""`serve deploy` of a configuration with one model more, or one less, leaves the other models' processes alone."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import requests
+import yaml
+
+from local_server import LocalServer
+
+
+def fake(name: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "route_prefix": None,
+        "import_path": "remote_vae_serve.app:vae",
+        "args": {"source": "x", "device": "cpu", "num_gpus": 0, "fake": {}},
+    }
+
+
+def test_a_model_comes_and_goes_without_touching_the_others(tmp_path: Path) -> None:
+    written: dict[str, Any] = {}
+
+    def two_models(config: dict[str, Any]) -> None:
+        config["applications"] = [config["applications"][0], fake("first"), fake("second")]
+        written.update(config)
+
+    with LocalServer(models=("first", "second"), change=two_models) as server:
+        (dashboard,) = re.findall(r"http://127\.0\.0\.1:\d+", server.log.read_text())[:1]
+        token = {"Authorization": f"Bearer {server.ray_environment['RAY_AUTH_TOKEN']}"}
+
+        def pids() -> dict[str, list[int]]:
+            details = requests.get(f"{dashboard}/api/serve/applications/", headers=token, timeout=10).json()
+            return {
+                name: sorted(
+                    replica["pid"]
+                    for deployment in application["deployments"].values()
+                    for replica in deployment["replicas"]
+                )
+                for name, application in details["applications"].items()
+            }
+
+        def deploy(*names: str) -> None:
+            config = tmp_path / "config.yaml"
+            applications = [written["applications"][0], *map(fake, names)]
+            config.write_text(yaml.safe_dump(written | {"applications": applications}))
+            command = ["serve", "deploy", "--address", dashboard, str(config)]
+            subprocess.run(command, check=True, capture_output=True, env=os.environ | server.ray_environment)
+
+        def until(condition: Callable[[], bool]) -> None:
+            give_up = time.monotonic() + 60
+            while not condition():
+                assert time.monotonic() < give_up
+                time.sleep(0.3)
+
+        def listed() -> list[str]:
+            models = requests.get(f"{server.url}/models", timeout=10).json()["models"]
+            return [model["name"] for model in models if model["state"] == "ready"]
+
+        before = pids()
+        deploy("first", "second", "third")
+        until(lambda: listed() == ["first", "second", "third"])
+        more = pids()
+        assert {name: more[name] for name in before} == before
+        deploy("second", "third")
+        until(lambda: listed() == ["second", "third"])
+        less = pids()
+        assert {name: less[name] for name in ("remote-vae", "second")} == {
+            name: before[name] for name in ("remote-vae", "second")
+        }
+        assert less["third"] == more["third"]

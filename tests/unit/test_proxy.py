@@ -1,0 +1,360 @@
+"""The proxy's middleware around toy apps that behave as Serve's proxy does, driven message by message and by a client."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.testclient import TestClient
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from remote_vae_serve import proxy
+from remote_vae_serve.proxy import Settings, SizeLimit, middlewares
+
+LIMIT = 1000
+TOKENS = "first,second"
+
+
+@pytest.fixture
+def wrap(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ASGIApp]:
+    """An app in the layers that the environment asks for, put together as Serve does."""
+
+    def wrapped(app: ASGIApp, tokens: str | None = None) -> ASGIApp:
+        monkeypatch.setenv(proxy.MAX_BODY_MIB, str(LIMIT / 2**20))
+        if tokens is None:
+            monkeypatch.delenv(proxy.TOKENS, raising=False)
+        else:
+            monkeypatch.setenv(proxy.TOKENS, tokens)
+        for layer in middlewares():
+            app = layer.cls(app, *layer.args, **layer.kwargs)
+        return app
+
+    return wrapped
+
+
+class Echo:
+    """Reads the whole body and answers its length; remembers what it was given."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.read = 0
+        self.disconnected = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.calls += 1
+        more = True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                self.disconnected = True
+                return
+            self.read += len(message["body"])
+            more = message.get("more_body", False)
+        await Response(str(self.read), media_type="application/json")(scope, receive, send)
+
+
+def exchange(
+    app: ASGIApp, body: Iterable[bytes], headers: dict[str, str], idle: bool = False
+) -> tuple[list[Message], int]:
+    """POST the pieces as a server would hand them over; what was sent back, and how many pieces were taken.
+
+    With `idle`, nothing comes after the pieces, and the connection stays.
+    """
+    sent: list[Message] = []
+    pieces = iter(body)
+    taken = 0
+
+    async def receive() -> Message:
+        nonlocal taken
+        piece = next(pieces, None)
+        if piece is None:
+            if idle:
+                await asyncio.Event().wait()
+            return {"type": "http.request", "body": b"", "more_body": False}
+        taken += 1
+        return {"type": "http.request", "body": piece, "more_body": True}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": "http", "method": "POST", "path": "/sd", "root_path": "", "query_string": b"", "headers": raw}
+    asyncio.run(app(scope, receive, send))  # type: ignore[arg-type]
+    return sent, taken
+
+
+def error_of(sent: list[Message]) -> tuple[int, dict[str, Any]]:
+    """Status and fields of the contract's JSON."""
+    headers = dict(sent[0]["headers"])
+    body = b"".join(message["body"] for message in sent[1:])
+    assert headers[b"content-type"] == b"application/json"
+    assert int(headers[b"content-length"]) == len(body)
+    fields = dict(json.loads(body))
+    assert fields["error"]
+    assert fields["request_id"].encode() == headers[b"x-request-id"]
+    return sent[0]["status"], fields
+
+
+def assert_json_error(answer: Any, status: int, code: str) -> dict[str, Any]:
+    assert answer.headers["content-type"] == "application/json"
+    fields = dict(answer.json())
+    assert (answer.status_code, fields["code"]) == (status, code)
+    assert fields["error"]
+    assert fields["request_id"] == answer.headers["x-request-id"]
+    return fields
+
+
+def test_an_announced_body_over_the_limit_is_refused_before_any_of_it_is_read() -> None:
+    for announced in (str(LIMIT + 1), "9" * 5000):
+        echo = Echo()
+        sent, taken = exchange(
+            SizeLimit(echo, Settings(LIMIT, linger_idle_s=0.05)), [],
+            {"content-length": announced, "x-request-id": "mine"}, idle=True,
+        )  # fmt: skip
+        status, fields = error_of(sent)
+        assert (status, fields["code"], fields["parameter"]) == (413, "body_too_large", "body")
+        assert fields["request_id"] == "mine"
+        assert (echo.calls, taken) == (0, 0)
+        assert (b"connection", b"close") in sent[0]["headers"]
+
+
+def test_what_still_comes_of_a_refused_body_is_dropped_so_that_the_answer_arrives(wrap: Any) -> None:
+    echo = Echo()
+    sent, taken = exchange(wrap(echo), [bytes(LIMIT)] * 50, {"content-length": str(50 * LIMIT)})
+    assert (error_of(sent)[0], echo.calls, taken) == (413, 0, 50)
+    assert [message.get("more_body", False) for message in sent[1:]] == [True, False]
+
+
+def test_dropping_ends_though_the_body_does_not() -> None:
+    def endless() -> Iterable[bytes]:
+        while True:
+            yield b"x"
+
+    limit = SizeLimit(Echo(), Settings(LIMIT, linger_s=0.05))
+    sent, _ = exchange(limit, endless(), {"content-length": str(LIMIT + 1)})
+    assert error_of(sent)[0] == 413
+
+
+def test_a_chunked_body_is_cut_off_at_the_limit(wrap: Any) -> None:
+    echo = Echo()
+    sent, _ = exchange(wrap(echo), [bytes(400)] * 10, {"transfer-encoding": "chunked"})
+    assert error_of(sent)[1]["code"] == "body_too_large"
+    assert (echo.read, echo.disconnected) == (800, True)
+
+
+def test_an_app_that_cancels_or_complains_when_it_is_cut_off_changes_nothing(wrap: Any) -> None:
+    """As a replica does that answers HTTP itself."""
+
+    async def direct(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        await PlainTextResponse("the client is gone", 499)(scope, receive, send)
+        raise asyncio.CancelledError
+
+    sent, _ = exchange(wrap(direct), [bytes(400)] * 10, {"transfer-encoding": "chunked"})
+    assert error_of(sent)[0] == 413
+
+
+def test_an_answer_that_has_begun_is_finished_though_the_body_gets_too_long(wrap: Any) -> None:
+    async def early(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        read = 0
+        while (message := await receive()).get("more_body"):
+            read += len(message["body"])
+        await send({"type": "http.response.body", "body": str(read).encode()})
+
+    sent, _ = exchange(wrap(early), [bytes(400)] * 10, {"transfer-encoding": "chunked"})
+    assert [message.get("body") for message in sent] == [None, b"800"]
+
+
+def test_a_body_at_the_limit_passes(wrap: Any) -> None:
+    for body in (bytes(LIMIT), iter([bytes(LIMIT // 2)] * 2)):
+        assert TestClient(wrap(Echo())).post("/sd", content=body).json() == LIMIT
+
+
+def _basic(text: str) -> str:
+    return "Basic " + base64.b64encode(text.encode()).decode()
+
+
+GOOD = ["Bearer first", "bearer second", "Bearer  second ", _basic(":first"), _basic("anybody:second")]
+BAD = [None, "", "first", "Bearer", "Bearer ", "Bearer firs", "Bearer first,second", "Bearer \xe9", _basic("first:"),
+       _basic("first"), "Basic first", "Basic !!", "Digest first"]  # fmt: skip
+
+
+@pytest.mark.parametrize("credentials", GOOD)
+def test_any_of_the_tokens_lets_in(wrap: Any, credentials: str) -> None:
+    client = TestClient(wrap(Echo(), TOKENS), headers={"authorization": credentials})
+    assert client.post("/sd", content=b"abc").json() == 3
+
+
+@pytest.mark.parametrize("credentials", BAD)
+def test_nothing_else_does(wrap: Any, credentials: str | None) -> None:
+    echo = Echo()
+    headers = {} if credentials is None else {"authorization": credentials.encode("latin-1")}
+    for answer in (TestClient(wrap(echo, TOKENS)).post("/sd", content=b"abc", headers=headers),
+                   TestClient(wrap(echo, TOKENS)).get("/models", headers=headers)):  # fmt: skip
+        fields = assert_json_error(answer, 401, "unauthorized")
+        assert answer.headers["www-authenticate"] == "Bearer"
+        assert "first" not in fields["error"]
+    assert echo.calls == 0
+
+
+def test_health_needs_no_token_and_a_post_to_it_does(wrap: Any) -> None:
+    client = TestClient(wrap(Echo(), TOKENS))
+    for path in ("/health", "/health/", "/-/healthz"):
+        assert client.get(path).status_code == 200
+        assert client.post(path).status_code == 401
+    assert client.get("/health/x").status_code == 401
+    assert client.get("/-/routes").status_code == 401
+
+
+def test_a_stranger_is_told_nothing_of_the_limit(wrap: Any) -> None:
+    sent, _ = exchange(wrap(Echo(), TOKENS), [bytes(LIMIT + 1)], {"content-length": str(LIMIT + 1)})
+    assert error_of(sent)[0] == 401
+
+
+def test_a_websocket_needs_a_token_too(wrap: Any) -> None:
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def receive() -> Message:
+        return {"type": "websocket.connect"}
+
+    asyncio.run(wrap(Echo(), TOKENS)({"type": "websocket", "path": "/sd", "headers": []}, receive, send))
+    assert [message["type"] for message in sent] == ["websocket.close"]
+
+
+TEXTS = [
+    (404, "Path '/x' not found. Ping http://.../-/routes for available routes.", 404, "unknown_route", None),
+    (408, "Request 1 timed out after 3s.", 504, "deadline_exceeded", None),
+    (429, "Request dropped due to backpressure", 503, "overloaded", "2"),
+    (503, "Request dropped due to backpressure", 503, "overloaded", "2"),
+    (503, "Deployment 'Ingress' is unavailable", 503, "unavailable", "2"),
+    (500, "Traceback: secret.py, line 3", 500, "internal_error", None),
+]
+
+
+@pytest.mark.parametrize(("status", "text", "told", "code", "retry_after"), TEXTS)
+def test_serves_own_texts_become_the_contracts_json(
+    wrap: Any, status: int, text: str, told: int, code: str, retry_after: str | None
+) -> None:
+    client = TestClient(wrap(PlainTextResponse(text, status, {"x-request-id": "serves-own"})))
+    answer = client.post("/sd")
+    fields = assert_json_error(answer, told, code)
+    assert fields["request_id"] == "serves-own"
+    assert answer.headers.get("retry-after") == retry_after
+    assert text not in answer.text
+
+
+def test_serves_own_retry_after_is_kept(wrap: Any) -> None:
+    answer = TestClient(wrap(PlainTextResponse("backpressure", 503, {"retry-after": "7"}))).get("/sd")
+    assert answer.headers["retry-after"] == "7"
+
+
+def test_an_app_that_dies_without_an_answer_is_an_internal_error(wrap: Any, caplog: pytest.LogCaptureFixture) -> None:
+    async def silent(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["headers"] = [*scope["headers"], (b"x-request-id", b"numbered-by-serve")]  # as RequestIdMiddleware does
+
+    async def broken(scope: Scope, receive: Receive, send: Send) -> None:
+        raise RuntimeError("secret")
+
+    silence = TestClient(wrap(silent)).post("/sd")
+    assert assert_json_error(silence, 500, "internal_error")["request_id"] == "numbered-by-serve"
+    crash = TestClient(wrap(broken)).post("/sd")
+    assert "secret" not in assert_json_error(crash, 500, "internal_error")["error"]
+    assert "secret" in caplog.text
+
+
+def test_an_answer_that_breaks_off_stays_broken(wrap: Any) -> None:
+    async def half(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise RuntimeError("half-way")
+
+    with pytest.raises(RuntimeError, match="half-way"):
+        exchange(wrap(half), [], {})
+
+
+UNTOUCHED = [
+    Response(b'{"code": "overloaded"}', 503, media_type="application/json"),
+    PlainTextResponse("a text", 200),
+    PlainTextResponse("no such thing, says an application", 405),
+    Response(b"<html>", 500, media_type="text/html"),
+    Response(b"\x00", 200, {"content-type": "tensor/binary", "shape": "[1]"}),
+]
+
+
+@pytest.mark.parametrize("response", UNTOUCHED, ids=lambda response: f"{response.status_code}-{response.media_type}")
+def test_every_other_answer_passes_as_it_is(wrap: Any, response: Response) -> None:
+    answer = TestClient(wrap(response)).post("/sd")
+    assert (answer.status_code, answer.content) == (response.status_code, response.body)
+    assert {name: answer.headers[name] for name in response.headers} == dict(response.headers)
+
+
+def test_serves_own_paths_keep_their_text(wrap: Any) -> None:
+    answer = TestClient(wrap(PlainTextResponse("This node is being drained.", 503))).get("/-/healthz")
+    assert (answer.status_code, answer.text) == (503, "This node is being drained.")
+
+
+def test_a_stream_passes_message_by_message(wrap: Any) -> None:
+    """The app waits for each piece to have been sent on: a layer that gathers them would never let it end."""
+    pieces = [b"a" * 10, b"b" * LIMIT, b"c" * LIMIT]
+    sent: list[Message] = []
+
+    async def run() -> None:
+        async def watched() -> Any:
+            for number, piece in enumerate(pieces):
+                assert len(sent) == 1 + number  # the start and the pieces before
+                yield piece
+
+        async def receive() -> Message:
+            return await asyncio.Event().wait()  # type: ignore[return-value]
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "method": "POST", "path": "/sd", "headers": [], "asgi": {"spec_version": "2.4"}}
+        await wrap(StreamingResponse(watched(), media_type="video/mp4"))(scope, receive, send)
+
+    asyncio.run(run())
+    assert [message["body"] for message in sent[1:]] == [*pieces, b""]
+
+
+@pytest.mark.parametrize(
+    ("environment", "name"),
+    [
+        ({proxy.MAX_BODY_MIB: "many"}, proxy.MAX_BODY_MIB),
+        ({proxy.MAX_BODY_MIB: "-1"}, proxy.MAX_BODY_MIB),
+        ({proxy.MAX_BODY_MIB: "nan"}, proxy.MAX_BODY_MIB),
+        ({proxy.MAX_BODY_MIB: "inf"}, proxy.MAX_BODY_MIB),
+        ({proxy.TOKENS: ""}, proxy.TOKENS),
+        ({proxy.TOKENS: " , "}, proxy.TOKENS),
+        ({proxy.TOKENS: "s3cret\u2603"}, proxy.TOKENS),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused_without_telling_a_token(
+    environment: dict[str, str], name: str
+) -> None:
+    with pytest.raises(ValueError, match=name) as caught:
+        Settings.of(environment)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_no_token_shows_where_serve_logs_its_options(wrap: Any) -> None:
+    wrap(Echo(), "s3cret")
+    assert "s3cret" not in repr(middlewares())
+    assert Settings.of({proxy.TOKENS: " s3cret ,other"}).tokens == ("s3cret", "other")
+
+
+def test_it_imports_neither_ray_nor_torch() -> None:
+    code = "import sys, remote_vae_serve.proxy; print(sorted({'ray', 'torch', 'diffusers'} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"

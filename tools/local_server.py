@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -45,6 +45,7 @@ class LocalServer:
         change: edits the parsed config before it is used.
         command: what starts it; the config's path is put at its end.
         token: sent when asking whether it is ready.
+        environment: more of it, for the server's processes.
     """
 
     def __init__(
@@ -54,12 +55,14 @@ class LocalServer:
         change: Callable[[dict[str, Any]], None] = lambda _: None,
         command: tuple[str, ...] = ("serve", "run", "--address", "local"),
         token: str | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self._config = yaml.safe_load(config.read_text())
         self._config["http_options"] = {"host": "127.0.0.1", "port": free_port()}
         change(self._config)
         self._models = models
         self._command = command
+        self._environment = dict(environment or {})
         self._headers = {"authorization": f"Bearer {token}"} if token else {}
         self._folder = tempfile.TemporaryDirectory(prefix="remote-vae-")
         self._process: subprocess.Popen[bytes] | None = None
@@ -80,6 +83,7 @@ class LocalServer:
         environment = (
             os.environ
             | self.ray_environment
+            | self._environment
             | {
                 "RAY_GCS_SERVER_PORT": self.ray_address.split(":")[1],
                 "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),

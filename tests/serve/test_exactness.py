@@ -3,17 +3,21 @@ sides run one thread and the same batch."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from diffusers.image_processor import VaeImageProcessor
+from diffusers.video_processor import VideoProcessor
 from PIL import Image
 from ray import serve
 
 from conftest import Cluster
+from reading import psnr, read
 from remote_vae import RemoteVAE
+from remote_vae_serve.video import to_mp4
 from samples import IMAGE_KINDS, KINDS, latents, pipeline_decode, postprocessed, samples_of, tiny_vae
 
 CASES = [(kind, layout) for kind in KINDS for layout in samples_of(kind)]
@@ -121,3 +125,27 @@ def test_base64_both_ways_changes_nothing(door: Any) -> None:
     assert torch.equal(plain, encoded)
     image = vae.decode(z, image_format="png", input_tensor_type="base64", **sizes)
     assert isinstance(image, Image.Image)
+
+
+def test_a_video_comes_as_an_mp4_whose_frames_are_the_pipelines(door: Any, tmp_path: Path) -> None:
+    z, _ = samples_of("hunyuan")["video"]
+    pixels = pipeline_decode(tiny_vae("hunyuan"), z)
+    frames = np.stack([np.asarray(image) for image in postprocessed(pixels[0].transpose(0, 1), "pil")])
+    mp4 = door("hunyuan").decode(z, output_type="mp4")
+    shown = read(mp4, tmp_path)
+    assert shown.fps == 24
+    assert shown.frames.shape == frames.shape
+    direct = read(to_mp4(torch.from_numpy(frames), 24), tmp_path)
+    np.testing.assert_array_equal(shown.frames, direct.frames)
+    assert psnr(shown.frames, frames) > 15  # random weights make noise, which 4:2:0 cannot hold
+    assert read(door("hunyuan").decode(z, output_type="mp4", fps=10), tmp_path).fps == 10
+
+
+def test_a_video_processor_makes_the_frames_diffusers_would(door: Any) -> None:
+    z, _ = samples_of("hunyuan")["video"]
+    processor = VideoProcessor(vae_scale_factor=8)
+    expected = processor.postprocess_video(pipeline_decode(tiny_vae("hunyuan"), z), output_type="pil")[0]
+    vae = door("hunyuan")
+    for options in ({}, {"output_type": "pt"}):
+        frames = vae.decode(z, processor, **options)
+        np.testing.assert_array_equal(np.stack(frames), np.stack(expected))

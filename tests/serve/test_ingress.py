@@ -17,6 +17,7 @@ from remote_vae.errors import ModelFailed, UnknownModel
 from samples import KINDS, latents, tiny_vae
 
 QUERY = {"shape": [1, 4, 8, 8], "dtype": "float32", "output_type": "pt"}
+CLIP = QUERY | {"shape": [1, 4, 1, 8, 8], "output_type": "mp4"}
 BODY = latents(1, 4, 8, 8).numpy().tobytes()
 
 
@@ -85,6 +86,40 @@ BAD = {
     ),
     "mp4 of an image": ("POST", "sd", QUERY | {"output_type": "mp4"}, BODY, 400, "output_type"),
     "a batch for one image": ("POST", "sd", QUERY | {"shape": [2, 4, 4, 8], "output_type": "pil"}, BODY, 400, "shape"),
+    "a picture of a video": (
+        "POST",
+        "hunyuan",
+        CLIP | {"output_type": "pil"},
+        BODY,
+        400,
+        "output_type",
+    ),
+    "an image to a video model": ("POST", "hunyuan", QUERY | {"output_type": "mp4"}, BODY, 400, "shape"),
+    "two videos in one mp4": (
+        "POST",
+        "hunyuan",
+        CLIP | {"shape": [2, 4, 1, 4, 8]},
+        BODY,
+        400,
+        "shape",
+    ),
+    "no frames": ("POST", "hunyuan", CLIP | {"shape": [1, 4, 0, 8, 8]}, b"", 400, "shape"),
+    "fps of zero": (
+        "POST",
+        "hunyuan",
+        CLIP | {"fps": 0},
+        BODY,
+        400,
+        "fps",
+    ),
+    "fps of a thousand": (
+        "POST",
+        "hunyuan",
+        CLIP | {"fps": 1000},
+        BODY,
+        400,
+        "fps",
+    ),
     "zero factor": ("POST", "sd", QUERY | {"scaling_factor": 0}, BODY, 400, "scaling_factor"),
     "nan latents": ("POST", "sd", QUERY, torch.full((1, 4, 8, 8), torch.nan).numpy().tobytes(), 400, "tensor"),
     "unknown model": ("POST", "nope", QUERY, BODY, 404, "model"),

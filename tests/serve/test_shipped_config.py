@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +17,7 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.remote_utils import remote_decode as huggingface_remote_decode
 from PIL import Image
 
-from local_server import LocalServer
+from local_server import LocalServer, free_port
 from remote_vae import remote_decode
 from remote_vae_serve.codecs import JPEG_QUALITY
 from remote_vae_serve.weights import DEMO
@@ -38,11 +39,12 @@ MISSPELT = {
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[LocalServer]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
     def with_two_mistakes(config: dict[str, Any]) -> None:
         config["applications"] += [LOST_GPU, MISSPELT]
 
-    running = LocalServer(change=with_two_mistakes)
+    nobody = {"HF_ENDPOINT": f"http://127.0.0.1:{free_port()}", "HF_HOME": str(tmp_path_factory.mktemp("hf"))}
+    running = LocalServer(change=with_two_mistakes, environment=nobody)
     with running:
         started = running.processes()
         yield running
@@ -106,6 +108,20 @@ def test_models_that_nobody_asked_for_stay_cold_and_reading_them_wakes_none(serv
         assert {models[name]["state"] for name in ("sd-v1", "sd-xl", "flux")} == {"cold"}
         assert models["sd-v1"]["source"] == "stabilityai/sd-vae-ft-mse"
         assert requests.get(f"{server.url}/flux").json()["subfolder"] == "vae"
+
+
+def test_the_first_request_to_a_model_whose_hub_does_not_answer_hears_so_within_20_s(server: LocalServer) -> None:
+    started = time.monotonic()
+    answer = requests.post(
+        f"{server.url}/sd-xl", params={"shape": [1, 4, 8, 8], "dtype": "float32"}, data=bytes(1024), timeout=60
+    )
+    took = time.monotonic() - started
+    assert (answer.status_code, answer.json()["code"]) == (503, "model_failed")
+    assert "cannot be reached" in answer.json()["error"]
+    assert int(answer.headers["retry-after"]) > 0
+    assert took < 20
+    description = requests.get(f"{server.url}/sd-xl").json()
+    assert "cannot be reached" in description.get("reason", "cannot be reached")
 
 
 def test_a_gpu_lost_to_ray_actor_options_is_noticed_and_said(server: LocalServer) -> None:

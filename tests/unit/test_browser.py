@@ -10,8 +10,8 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from test_video import frames
 
+from reading import frames
 from remote_vae_serve.video import to_mp4
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
 import pytest
 
+from in_process import diffusers_engine, pipeline_of
 from reading import frames, psnr, read
 from remote_vae.errors import InternalError
+from remote_vae.tensors import from_array
+from remote_vae.wire import DecodeRequest, Output, Scaling
 from remote_vae_serve.video import to_mp4
+from samples import latents, save_tiny_vae
 
 
 def test_the_frames_come_back_at_the_rate_that_was_asked_for(tmp_path: Path) -> None:
@@ -48,12 +53,17 @@ def test_no_file_is_left_and_no_descriptor_either() -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_an_encoder_that_dies_in_the_middle_is_an_error_that_names_the_way_out(
+def test_an_encoder_that_dies_in_the_middle_is_an_error_and_the_next_request_is_served(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dying = tmp_path / "ffmpeg"
     dying.write_text("#!/bin/sh\nhead -c 1000 > /dev/null\necho 'out of ideas' >&2\nexit 7\n")
     dying.chmod(0o755)
-    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(dying))
-    with pytest.raises(InternalError, match="output_type=pt"):
-        to_mp4(frames(50, 256, 256), 8)
+    pipeline = pipeline_of(diffusers_engine(save_tiny_vae("hunyuan", tmp_path / "vae")))
+    request = DecodeRequest(from_array(latents(1, 4, 9, 16, 16)), Scaling(own=True), Output.MP4)
+    with monkeypatch.context() as patched:
+        patched.setenv("IMAGEIO_FFMPEG_EXE", str(dying))
+        with pytest.raises(InternalError, match="output_type=pt"):
+            asyncio.run(pipeline.decode(request))
+    result = asyncio.run(pipeline.decode(request))
+    assert read(result.data.tobytes(), tmp_path).frames.shape == (33, 128, 128, 3)

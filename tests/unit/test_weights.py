@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from diffusers import AutoencoderKL
 
 from fake_hub import COMMIT, FakeHub, fake_hub
 from local_server import free_port
 from remote_vae.errors import ModelFailed
 from remote_vae_serve.config import VAEConfig
 from remote_vae_serve.weights import DEMO, fetch
-from samples import save_tiny_vae, tiny_vae
+from samples import KL, save_tiny_vae, tiny_vae
 
 SCRIPT = """
 import json, sys
@@ -31,6 +32,21 @@ try:
     print(json.dumps({"folder": str(weights.folder), "revision": weights.revision, "class": weights.config()["_class_name"]}))
 except ModelFailed as error:
     print(json.dumps({"error": error.message}))
+"""
+
+IN_LITTLE_MEMORY = """
+import resource, sys
+from pathlib import Path
+from remote_vae.errors import ModelFailed
+from remote_vae_serve.config import VAEConfig
+from remote_vae_serve.engine import DiffusersEngine
+DiffusersEngine(VAEConfig(source="demo"), "cpu").load()  # whatever is imported is imported now
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 4 * 2**20,) * 2)
+try:
+    DiffusersEngine(VAEConfig(source=sys.argv[1]), "cpu").load()
+except ModelFailed as error:
+    print(error.message)
 """
 
 
@@ -147,3 +163,11 @@ def test_a_folder_is_used_where_it_lies_and_the_demo_is_bundled(tmp_path: Path) 
         fetch(VAEConfig(source=str(tmp_path / "typo")))
     with pytest.raises(ModelFailed, match=r"no config\.json"):
         fetch(VAEConfig(source=str(tmp_path)))
+
+
+def test_weights_that_do_not_fit_in_memory_are_said_not_to(tmp_path: Path) -> None:
+    AutoencoderKL(**KL | {"block_out_channels": (64, 128, 256, 256), "norm_num_groups": 32}).save_pretrained(tmp_path)
+    run = subprocess.run(
+        [sys.executable, "-c", IN_LITTLE_MEMORY, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert "out of memory on cpu" in run.stdout, run.stdout + run.stderr

@@ -8,7 +8,7 @@ demo: .venv/installed ## a picture through the bundled demo VAE, over HTTP and t
 	$(BIN)/python tools/demo.py
 
 serve: .venv/installed ## the same server, kept running: http://127.0.0.1:8000
-	$(BIN)/serve run --address local serve_config.yaml
+	$(BIN)/remote-vae-serve run serve_config.yaml
 
 test: .venv/installed
 	$(BIN)/python -m pytest

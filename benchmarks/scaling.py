@@ -20,7 +20,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import ray
 import requests
 import torch
 from diffusers import AutoencoderKL
@@ -131,7 +130,9 @@ def main() -> None:
 
         server = LocalServer(models=(), change=change)
         with server:
-            os.environ.update(server.ray_environment)
+            os.environ.update(server.ray_environment)  # before Ray is imported, which reads it then
+            import ray
+
             ray.init(address=server.ray_address, log_to_driver=False, logging_level="ERROR")
             while {model["name"] for model in requests.get(f"{server.url}/models").json()["models"]} != {
                 "sd-v1",
@@ -148,6 +149,8 @@ def main() -> None:
 
 
 def render(starts: list[dict[str, float]], events: list[tuple[float, str]]) -> str:
+    import ray
+
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()

@@ -41,9 +41,17 @@ class HandleTransport(Transport):
     @classmethod
     def of_app(cls, name: str, timeout: Timeout = DEFAULT_TIMEOUT) -> HandleTransport:
         """The transport to the application of that name in the cluster this process belongs to."""
-        from ray import serve
-        from ray.serve.exceptions import RayServeException
-
+        try:
+            import ray
+            from ray import serve
+            from ray.serve.exceptions import RayServeException
+        except ImportError as error:
+            raise ImportError("A Ray handle needs Ray: pip install 'remote-vae[serve]'") from error
+        if not ray.is_initialized():  # Serve would start a Ray of its own, in which there is no model
+            raise UnknownModel(
+                "This process has joined no Ray cluster: call ray.init('auto') first, with RAY_AUTH_MODE=token in its "
+                "environment if that Ray uses tokens"
+            )
         try:
             return cls(serve.get_app_handle(name), timeout)
         except RayServeException as error:

@@ -29,7 +29,7 @@ logger = logging.getLogger("ray.serve")
 State = Literal["cold", "starting", "ready", "failed"]
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 REFRESH_S = 1.0
-ASK_AGAIN_S = 10.0  # a failed replica may have mended; asked more often, it would never look idle to the autoscaler
+ASK_AGAIN_S = 30.0  # a failed replica may have mended; asked more often, it would never look idle to the autoscaler
 GRACE_S = 6.0  # a replica's process starts within it; longer, and what it lacks is held by others
 DESCRIBE_TIMEOUT_S = 5.0
 
@@ -78,7 +78,6 @@ class Catalogue:
         self._models: Mapping[str, Model] = {}
         self._warned: set[str] = set()
         self._waiting_since: dict[str, float] = {}
-        self._stop = threading.Event()
         self.refresh()
         threading.Thread(target=self._keep_fresh, name="catalogue", daemon=True).start()
 
@@ -98,7 +97,8 @@ class Catalogue:
         from ray.serve.context import _get_global_client
 
         # serve.status() leaves out user_config, replica ids and where replicas are.
-        applications = _get_global_client().get_serve_details()["applications"]
+        details = _get_global_client().get_serve_details()
+        applications = details["applications"]
         waiting = shortages(applications, ray.cluster_resources(), ray.available_resources())
         models = {}
         for name, application in applications.items():
@@ -107,6 +107,10 @@ class Catalogue:
             model = self._model(name, application, waiting.get(name))
             if model is not None:
                 models[name] = model
+        if set(models) != set(self._models):
+            http = details.get("http_options") or {}
+            where = f"http://{http.get('host')}:{http.get('port')}"
+            logger.info("Serving %s at %s/<model>", ", ".join(sorted(models)) or "no model yet", where)
         self._models = models
         now = time.monotonic()
         self._waiting_since = {name: self._waiting_since.get(name, now) for name in waiting}
@@ -115,11 +119,15 @@ class Catalogue:
                 # One at a time: the next is asked when this one turns out to be busy.
                 ask_to_yield(shortage.holders[int(now / ASKED_FOR_S) % len(shortage.holders)])
 
-    def close(self) -> None:
-        self._stop.set()
+    def mended(self, name: str) -> None:
+        """A model that was known as failed has answered: ask its replica anew at the next refresh."""
+        model = self._models.get(name)
+        if model is not None and model.state == "failed":
+            self._models = {**self._models, name: replace(model, asked_at=-ASK_AGAIN_S)}
 
     def _keep_fresh(self) -> None:
-        while not self._stop.wait(REFRESH_S):
+        while True:
+            time.sleep(REFRESH_S)
             try:
                 self.refresh()
             except Exception:  # the controller restarts now and then; the last known state serves meanwhile

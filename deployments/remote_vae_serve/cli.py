@@ -8,9 +8,11 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 import sys
+import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -90,6 +92,9 @@ def run(config: Path, haproxy: bool, tokens: tuple[str, ...], max_body_mib: floa
         click.echo(
             f"The Ray at {address} keeps its own environment: start its nodes with {', '.join(variables)}.", err=True
         )
+    if address == "local" and _in_use(checked.host, checked.port):
+        _fail(f"{checked.host}:{checked.port} is in use, perhaps by another remote-vae; stop that one, or change "
+              f"http_options.port in {config}")  # fmt: skip
     # The very interpreter that runs this: `serve` need not be on the PATH.
     command = [sys.executable, "-m", "ray.serve.scripts", "run", "--address", address, str(config)]
     os.execvpe(command[0], command, os.environ | variables)
@@ -201,6 +206,15 @@ def _read(path: Path) -> ServeConfig:
         _fail("\n".join(error.problems), code=2)
 
 
+def _in_use(host: str, port: int) -> bool:
+    """Whether somebody answers there. Serve's proxies share a port without a word, and each would get half the requests."""
+    try:
+        with socket.create_connection(("127.0.0.1" if host in ("0.0.0.0", "::") else host, port), timeout=1):
+            return True
+    except OSError:
+        return False
+
+
 def _template() -> Path:
     """The shipped configuration: beside this file in a wheel, at the repository's root in an editable install."""
     shipped = Path(__file__).with_name(CONFIG.name)
@@ -225,7 +239,22 @@ def _block(name: str, config: VAEConfig, comment: str) -> str:
         "    route_prefix: null\n"
         "    import_path: remote_vae_serve.app:vae\n"
         f"    args: {arguments}\n"
+        "    deployments:\n"
+        "      - name: VAE\n"
+        "        autoscaling_config:\n"
+        f"{textwrap.indent(yaml.safe_dump(_from_zero(), sort_keys=False), ' ' * 10)}"
     )
+
+
+def _from_zero() -> dict[str, Any]:
+    """How the shipped configuration scales its models: from no replica."""
+    import yaml
+
+    deployments = [
+        d for app in yaml.safe_load(_template().read_text())["applications"] for d in app.get("deployments", [])
+    ]
+    scaling: dict[str, Any] = next(d["autoscaling_config"] for d in deployments if "autoscaling_config" in d)
+    return scaling
 
 
 def _fail(sentence: str, code: int = 1) -> NoReturn:

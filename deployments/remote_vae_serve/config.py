@@ -22,11 +22,14 @@ class Arguments(BaseModel):
     @classmethod
     def _no_unknown_keys(cls, values: Any) -> Any:
         if isinstance(values, dict):
+            mistakes = []
             for key in values:
                 if key not in cls.model_fields:
                     near = difflib.get_close_matches(str(key), cls.model_fields, n=1, cutoff=0.5)
                     hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(cls.model_fields)}"
-                    raise ValueError(f"unknown argument {key!r}; {hint}")
+                    mistakes.append(f"unknown argument {key!r}; {hint}")
+            if mistakes:
+                raise ValueError("; ".join(mistakes))
         return values
 
 

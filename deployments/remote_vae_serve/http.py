@@ -155,7 +155,8 @@ def _handler(endpoint: Endpoint) -> Callable[[Request, Exception], Awaitable[Res
 
 async def _read(request: Request, max_body: int) -> bytearray:
     """The whole body, read no further than the limit."""
-    too_large = BodyTooLarge(f"The body is over the server's limit of {max_body} bytes", parameter="body")
+    limit = f"{max_body} bytes ({max_body / 2**20:g} MiB: max_body_mib)"
+    too_large = BodyTooLarge(f"The body is over the server's limit of {limit}", parameter="body")
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and (len(announced) > 18 or int(announced) > max_body):
         raise too_large

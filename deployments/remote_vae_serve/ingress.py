@@ -48,7 +48,9 @@ class Ingress:
             while True:
                 done, _ = await asyncio.wait({answer}, timeout=WATCH_S)
                 if done:
-                    return answer.result()
+                    result = answer.result()
+                    self._catalogue.mended(name)
+                    return result
                 shortage = self._catalogue.get(name).shortage
                 patience = patience - WATCH_S if shortage else PATIENCE_S
                 if shortage and patience <= 0:

@@ -7,6 +7,7 @@ key-value store: the controller holds every policy and none of them sees another
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
@@ -14,6 +15,9 @@ from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 from ray.serve.autoscaling_policy import replica_queue_length_autoscaling_policy
 from ray.serve.config import AutoscalingContext
 
+logger = logging.getLogger("ray.serve")
+
+IDLE_S = 900.0
 ASKED_FOR_S = 6.0
 """How long a request to yield counts; the ingress renews it while somebody waits."""
 
@@ -24,9 +28,17 @@ class YieldWhenIdle:
 
     Args:
         idle_s: seconds without a request after which the last replica goes.
+        mistakes: whatever else stands under `policy_kwargs`. It is logged and left aside, and so is an `idle_s` that is no
+            number: to raise here would stop Serve's controller, and with it every model, again and again.
+            `remote-vae-serve check` refuses both.
     """
 
-    def __init__(self, idle_s: float = 900) -> None:
+    def __init__(self, idle_s: float = IDLE_S, **mistakes: object) -> None:
+        if not isinstance(idle_s, (int, float)):
+            mistakes["idle_s"] = idle_s
+            idle_s = IDLE_S
+        if mistakes:
+            logger.error("policy_kwargs of YieldWhenIdle: %s mean nothing; known is idle_s, in seconds", mistakes)
         self._idle_s = idle_s
         self._idle_since: float | None = None
 

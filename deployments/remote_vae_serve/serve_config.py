@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from ray.serve.config import AutoscalingConfig
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.schema import (
     DeploymentSchema,
     HTTPOptionsSchema,
@@ -31,6 +31,7 @@ from remote_vae_serve.http import RESERVED
 
 VAE = "remote_vae_serve.app:vae"
 INGRESS = "remote_vae_serve.app:ingress"
+POLICY = "remote_vae_serve.scaling:YieldWhenIdle"
 _ARGUMENTS: Mapping[str, type[IngressConfig] | type[VAEConfig]] = {VAE: VAEConfig, INGRESS: IngressConfig}
 _DEPLOYMENTS = {VAE: "VAE", INGRESS: "Ingress"}
 
@@ -105,6 +106,11 @@ def _problems(written: Mapping[str, Any]) -> Iterable[str]:
     except ValidationError as error:
         yield from _complaints_of_schema(error, written)
         return  # what follows takes the form for granted
+    except (ImportError, AttributeError):
+        pass  # a policy that cannot be imported; its application is named below
+    port = (written.get("http_options") or {}).get("port", 8000)
+    if not 1 <= port <= 65535:
+        yield f"http_options: port: {port}; expected 1 to 65535"
     names = Counter(app["name"] for app in written["applications"])
     for app in written["applications"]:
         yield from _problems_of_application(app)
@@ -121,6 +127,9 @@ def _problems_of_application(app: Mapping[str, Any]) -> Iterable[str]:
         if deployment["name"] != expected:
             yield f"{where}deployments: name is {deployment['name']!r}; this application has one deployment, {expected}"
     if import_path not in _ARGUMENTS:
+        near = difflib.get_close_matches(import_path, _ARGUMENTS, n=1, cutoff=0.8)
+        if near:  # any other path is somebody else's application, which may run beside ours
+            yield f"{where}import_path: unknown {import_path!r}; did you mean {near[0]!r}?"
         return
     if import_path == VAE and name in RESERVED:
         yield f"{where}name: it is a path of the ingress; take another"
@@ -149,9 +158,24 @@ def _problems_of_deployment(deployment: Mapping[str, Any], where: str) -> Iterab
     yield from unknown
     if isinstance(scaling, dict) and not unknown:
         try:
-            AutoscalingConfig(**scaling)
+            policy = AutoscalingConfig(**scaling).policy
         except (ValueError, TypeError) as error:
             yield from _complaints(error, before)
+        except (ImportError, AttributeError) as error:
+            yield f"{before}policy: policy_function: {error}"
+        else:
+            yield from _problems_of_policy(policy, f"{before}policy: policy_kwargs: ")
+
+
+def _problems_of_policy(policy: AutoscalingPolicy, where: str) -> Iterable[str]:
+    """Mistakes in the arguments of our own policy: Serve would find them in its controller, again and again."""
+    if policy.policy_function not in (POLICY, POLICY.replace(":", ".")):
+        return
+    for key, value in policy.policy_kwargs.items():
+        if key != "idle_s":
+            yield f"{where}unknown argument {key!r}; known is idle_s"
+        elif isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
+            yield f"{where}idle_s is {value!r}; expected a number of seconds"
 
 
 def _unknown_keys(written: Any, schema: type[BaseModel], where: str) -> Iterable[str]:

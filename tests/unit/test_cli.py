@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -228,3 +229,38 @@ def test_fetch_says_where_the_weights_are_and_goes_on_after_a_failure(here: Path
     unknown = command("fetch", "good", "nope")
     assert unknown.exit_code == 2
     assert "nope" in unknown.stderr
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ({"policy_kwargs": {"idle_sec": 900}}, "unknown argument 'idle_sec'; known is idle_s"),
+        ({"policy_kwargs": {"idle_s": "abc"}}, "idle_s is 'abc'; expected a number of seconds"),
+        ({"policy_function": "remote_vae_serve.scaling:YieldWenIdle"}, "YieldWenIdle"),
+        ({"policy_function": "remote_vae_serve.scalin:YieldWhenIdle"}, "remote_vae_serve.scalin"),
+    ],
+)
+def test_a_mistake_in_the_policy_is_found_before_the_controller_finds_it(
+    here: Path, written: dict[str, Any], said: str
+) -> None:
+    policy = {"policy_function": "remote_vae_serve.scaling:YieldWhenIdle"} | written
+    application = {
+        "name": "x", "route_prefix": None, "import_path": "remote_vae_serve.app:vae", "args": {"source": "demo"},
+        "deployments": [{"name": "VAE", "autoscaling_config": {"min_replicas": 0, "policy": policy}}],
+    }  # fmt: skip
+    (here / "policy.yaml").write_text(yaml.safe_dump({"applications": [application]}))
+    result = command("check", "policy.yaml")
+    assert result.exit_code == 2
+    assert "application 'x'" in result.stderr
+    assert said in result.stderr
+
+
+def test_run_refuses_a_port_that_somebody_answers_on(here: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ingress = {"name": "remote-vae", "import_path": "remote_vae_serve.app:ingress"}
+        config = {"http_options": {"host": "127.0.0.1", "port": port}, "applications": [ingress]}
+        (here / "taken.yaml").write_text(yaml.safe_dump(config))
+        result = command("run", "taken.yaml")
+    assert result.exit_code == 1
+    assert f"127.0.0.1:{port} is in use" in result.stderr

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ import pytest
 import ray
 import requests
 from ray import serve
+from ray.serve.context import _get_global_client
 
 from conftest import GPUS, Cluster
 from remote_vae import RemoteVAE
@@ -151,3 +154,24 @@ def test_a_client_that_leaves_does_not_hold_up_the_next(cluster: Cluster) -> Non
         assert time.monotonic() - started < 6.5
     finally:
         serve.delete("slow")
+
+
+def test_a_replica_that_is_killed_in_the_middle_is_a_503_and_the_next_request_is_served(cluster: Cluster) -> None:
+    cluster.deploy("mortal", source="x", fake={"decode_s": 3.0}, num_gpus=0, device="cpu")
+    try:
+        with ThreadPoolExecutor(1) as client:
+            answer = client.submit(post, cluster, "mortal")
+            time.sleep(1)
+            (replica,) = _get_global_client().get_serve_details()["applications"]["mortal"]["deployments"]["VAE"][
+                "replicas"
+            ]
+            os.kill(replica["pid"], signal.SIGKILL)
+            died = answer.result()
+        assert (died.status_code, died.json()["code"]) == (503, "unavailable")
+        assert died.headers["retry-after"]
+        give_up = time.monotonic() + 60
+        while (after := post(cluster, "mortal")).status_code == 503 and time.monotonic() < give_up:
+            time.sleep(0.5)
+        assert after.status_code == 200
+    finally:
+        serve.delete("mortal")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -51,7 +52,7 @@ def test_a_model_comes_and_goes_without_touching_the_others(tmp_path: Path) -> N
             config = tmp_path / "config.yaml"
             applications = [written["applications"][0], *map(fake, names)]
             config.write_text(yaml.safe_dump(written | {"applications": applications}))
-            command = ["serve", "deploy", "--address", dashboard, str(config)]
+            command = [sys.executable, "-m", "ray.serve.scripts", "deploy", "--address", dashboard, str(config)]
             subprocess.run(command, check=True, capture_output=True, env=os.environ | server.ray_environment)
 
         def until(condition: Callable[[], bool]) -> None:

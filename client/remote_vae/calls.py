@@ -4,8 +4,9 @@ results into a picture, pictures, a video or a tensor. Pure; `client` puts a tra
 from __future__ import annotations
 
 import io
+import operator
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -73,6 +74,12 @@ class DecodeCall:
         ):
             if value not in choices:
                 raise BadRequest(f"{name} is {value!r}; expected one of {', '.join(map(str, choices))}", parameter=name)
+        if not isinstance(self.do_scaling, (bool, type(None))):
+            raise BadRequest(f"do_scaling is {self.do_scaling!r}; expected True or False", parameter="do_scaling")
+        for name in ("scaling_factor", "shift_factor", "fps"):
+            object.__setattr__(self, name, _as(float, name, getattr(self, name)))
+        for name in ("height", "width"):
+            object.__setattr__(self, name, _as(operator.index, name, getattr(self, name)))
         if self._returns not in self._possible_returns():
             raise BadRequest(
                 f"return_type={self._returns!r} cannot be made from output_type={self.output_type!r} "
@@ -148,6 +155,20 @@ class DecodeCall:
     def _tensor(self, raw: RawTensor) -> torch.Tensor | np.ndarray[Any, Any]:
         """In kind: torch for who sent torch, numpy for who sent numpy."""
         return to_torch(raw) if is_torch(self.tensor) else to_numpy(raw)
+
+
+def _as(kind: Callable[[Any], Any], name: str, value: Any) -> Any:
+    """The value as a number of that kind, None as it is; a string is none, however it reads."""
+    try:
+        return None if value is None else kind(_no_text(value))
+    except (TypeError, ValueError):
+        raise BadRequest(f"{name} is {value!r}; expected a number", parameter=name) from None
+
+
+def _no_text(value: Any) -> Any:
+    if isinstance(value, (str, bytes, bool)):
+        raise TypeError
+    return value
 
 
 def _one_or_all(items: list[Any]) -> Any:

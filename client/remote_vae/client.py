@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from remote_vae.calls import DecodeCall, Decoded, ImageFormat, OutputType
 from remote_vae.errors import BadRequest
 from remote_vae.handles import HandleTransport
-from remote_vae.transports import DEFAULT_TIMEOUT, IN_FLIGHT, HttpTransport, Timeout, Transport
+from remote_vae.transports import DEFAULT_TIMEOUT, IN_FLIGHT, HttpTransport, PerProcess, Timeout, Transport
 from remote_vae.wire import Transfer
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class RemoteVAE:
     def __init__(self, endpoint: Any, *, timeout: Timeout = DEFAULT_TIMEOUT, workers: int = IN_FLIGHT) -> None:
         self._transport = transport_to(endpoint, timeout, workers)
         self._workers = workers
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="remote-vae")
+        self._pool = PerProcess(lambda: ThreadPoolExecutor(workers, thread_name_prefix="remote-vae"))
 
     @classmethod
     def from_app(cls, name: str, *, timeout: Timeout = DEFAULT_TIMEOUT, workers: int = IN_FLIGHT) -> RemoteVAE:
@@ -132,7 +132,7 @@ class RemoteVAE:
 
     def submit(self, tensor: Tensor, *args: Any, **options: Any) -> Future[Decoded]:
         """`decode` in the background; takes what `decode` takes."""
-        return self._pool.submit(self.decode, tensor, *args, **options)
+        return self._pool.get().submit(self.decode, tensor, *args, **options)
 
     def map(self, tensors: Iterable[Tensor], *args: Any, **options: Any) -> Iterator[Decoded]:
         """`decode` over many latents, in order, at most `workers` in flight: the next is taken when one is done."""
@@ -153,7 +153,7 @@ class RemoteVAE:
         return self._transport.describe()
 
     def close(self) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool.get().shutdown(wait=True, cancel_futures=True)
         self._transport.close()
 
     def __enter__(self) -> RemoteVAE:
@@ -165,6 +165,9 @@ class RemoteVAE:
 
 class AsyncRemoteVAE:
     """`RemoteVAE` for `async` code: the same names and arguments, nothing blocks the event loop.
+
+    A cancelled decode is cancelled on the replica too where it goes through a handle. Over HTTP it keeps one of its threads
+    until its answer or its time-out comes.
 
     Args:
         endpoint, timeout, workers: as for `RemoteVAE`.

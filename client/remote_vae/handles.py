@@ -7,8 +7,9 @@ reference through the object store, never over Serve's gRPC handles, which stop 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
 
 from remote_vae.errors import (
@@ -59,7 +60,7 @@ class HandleTransport(Transport):
 
     def send_one(self, request: DecodeRequest) -> Result:
         plain = request.to_plain()
-        return Result.from_plain(self._wait(lambda: self._handle.decode.remote(plain).result(timeout_s=self._timeout)))
+        return Result.from_plain(self._wait(lambda: self._result(self._handle.decode.remote(plain))))
 
     async def send_one_async(self, request: DecodeRequest) -> Result:
         return Result.from_plain(await self._await(self._handle.decode.remote(request.to_plain())))
@@ -67,13 +68,13 @@ class HandleTransport(Transport):
     def send_ref(self, request: DecodeRequest) -> Any:
         """As `send_one`, but the ObjectRef of the plain result: it can be handed on without a copy through this process."""
         plain = request.to_plain()
-        return self._wait(lambda: self._handle.decode.remote(plain)._to_object_ref_sync(_timeout_s=self._timeout))
+        return self._wait(lambda: self._reference(self._handle.decode.remote(plain)))
 
     async def send_ref_async(self, request: DecodeRequest) -> Any:
         return await self._await(self._handle.decode.remote(request.to_plain())._to_object_ref())
 
     def describe(self) -> dict[str, Any]:
-        description: dict[str, Any] = self._wait(lambda: self._handle.describe.remote().result(timeout_s=self._timeout))
+        description: dict[str, Any] = self._wait(lambda: self._result(self._handle.describe.remote()))
         return description
 
     async def describe_async(self) -> dict[str, Any]:
@@ -86,6 +87,14 @@ class HandleTransport(Transport):
         # A Jupyter driver also has a running loop, but nobody else's work waits on it; an async actor's loop serves others.
         if _in_event_loop() and ray.get_runtime_context().get_actor_id() is not None:
             raise BlockingCall("RemoteVAE would block this async actor's event loop; use AsyncRemoteVAE and await it")
+
+    def _result(self, response: Any) -> Any:
+        with _cancelled_if_given_up(response):
+            return response.result(timeout_s=self._timeout)
+
+    def _reference(self, response: Any) -> Any:
+        with _cancelled_if_given_up(response):
+            return response._to_object_ref_sync(_timeout_s=self._timeout)
 
     def _wait(self, call: Callable[[], T]) -> T:
         self.refuse_blocking()
@@ -105,6 +114,16 @@ class HandleTransport(Transport):
 
     def _raise_ours(self, error: Exception) -> NoReturn:
         raise translated(error, self._timeout) from error
+
+
+@contextmanager
+def _cancelled_if_given_up(response: Any) -> Iterator[None]:
+    """Tell the replica that nobody waits any more: a client that tries again would fill the queue with its own past."""
+    try:
+        yield
+    except BaseException:
+        response.cancel()
+        raise
 
 
 async def _coroutine(response: Awaitable[T]) -> T:

@@ -98,7 +98,7 @@ def from_array(value: Any) -> RawTensor:
     else:
         raise BadRequest(f"Expected a torch tensor or a numpy array, not {type(value).__name__}", parameter="tensor")
     raise BadRequest(
-        f"A tensor of {name} does not travel; cast it to one of {', '.join(ITEM_SIZE)}", parameter="tensor"
+        f"A tensor of {name} does not travel; cast it to one of {', '.join(LATENT_DTYPES)}", parameter="tensor"
     )
 
 

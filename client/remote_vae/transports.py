@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import os
+import re
+import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import requests
 import urllib3
@@ -19,7 +22,8 @@ from remote_vae import errors
 from remote_vae.errors import BadRequest, BrokenReply, ConnectionFailed, TimedOut
 from remote_vae.wire import DecodeRequest, Result
 
-Timeout = float | tuple[float, float] | None
+T = TypeVar("T")
+Timeout = float | tuple[float | None, float | None] | None
 """Seconds to wait: for everything, or (to connect, for the answer); None waits for ever."""
 
 DEFAULT_TIMEOUT: Timeout = (10.0, 300.0)  # a cold model loads its weights before it answers
@@ -76,6 +80,40 @@ class Transport(ABC):
         return list(await asyncio.gather(*map(one, batch)))
 
 
+class PerProcess(Generic[T]):
+    """Something that must not be shared over a fork, made anew in each process: a connection would hand one process the
+    other's answers, and a pool's threads do not exist in the child. What came over the fork is left alone, not closed."""
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._made: tuple[int, T] | None = None
+        self._lock = threading.Lock()
+
+    def get(self) -> T:
+        with self._lock:
+            if self._made is None or self._made[0] != os.getpid():
+                self._made = (os.getpid(), self._make())
+            return self._made[1]
+
+
+def _session(connections: int) -> requests.Session:
+    session = requests.Session()
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, HTTPAdapter(pool_maxsize=connections))
+    return session
+
+
+def _patience(timeout: Timeout) -> float | None:
+    """Seconds for the whole answer; None for ever. Raises BadRequest."""
+    parts = timeout if isinstance(timeout, tuple) else (timeout,)
+    for part in parts:
+        if part is not None and (isinstance(part, bool) or not isinstance(part, (int, float)) or not part > 0):
+            raise BadRequest(
+                f"timeout is {timeout!r}; expected seconds above 0, a pair of them, or None", parameter="timeout"
+            )
+    return None if None in parts else sum(part for part in parts if part is not None)
+
+
 class HttpTransport(Transport):
     """Posts to a model's URL over kept-alive connections."""
 
@@ -84,19 +122,19 @@ class HttpTransport(Transport):
             raise BadRequest(f"endpoint is {endpoint!r}; expected a URL such as http://127.0.0.1:8000/demo",
                              parameter="endpoint")  # fmt: skip
         self._endpoint = endpoint
+        self._shown = re.sub(r"//[^/]*@", "//", endpoint)  # for messages: without the token that may stand in it
         self._timeout = timeout
-        self._patience = sum(timeout) if isinstance(timeout, tuple) else timeout
-        self._threads = ThreadPoolExecutor(max(connections, IN_FLIGHT), thread_name_prefix="remote-vae-http")
-        self._session = requests.Session()
-        for scheme in ("http://", "https://"):
-            self._session.mount(scheme, HTTPAdapter(pool_maxsize=max(connections, IN_FLIGHT)))
+        self._patience = _patience(timeout)
+        size = max(connections, IN_FLIGHT)
+        self._threads = PerProcess(lambda: ThreadPoolExecutor(size, thread_name_prefix="remote-vae-http"))
+        self._session = PerProcess(lambda: _session(size))
 
     def send_one(self, request: DecodeRequest) -> Result:
         query, headers, body = request.to_http()
         return Result.from_http(*self._request("POST", query, headers, body))
 
     async def send_one_async(self, request: DecodeRequest) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self.send_one, request)
+        return await asyncio.get_running_loop().run_in_executor(self._threads.get(), self.send_one, request)
 
     def describe(self) -> dict[str, Any]:
         _, content = self._request("GET", [], {"accept": "application/json"}, None)
@@ -105,34 +143,36 @@ class HttpTransport(Transport):
         except (ValueError, RecursionError):
             description = None
         if not isinstance(description, dict):
-            raise BrokenReply(f"{self._endpoint} did not describe a model; is it the URL of a remote-vae server?")
+            raise BrokenReply(f"{self._shown} did not describe a model; is it the URL of a remote-vae server?")
         return description
 
     async def describe_async(self) -> dict[str, Any]:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self.describe)
+        return await asyncio.get_running_loop().run_in_executor(self._threads.get(), self.describe)
 
     def close(self) -> None:
-        self._threads.shutdown(wait=False)
-        self._session.close()
+        self._threads.get().shutdown(wait=False)
+        self._session.get().close()
 
     def _request(self, method: str, query: Any, headers: dict[str, str], body: Any) -> tuple[dict[str, str], bytes]:
         """Headers, with lower-case names, and body of a 2xx. Raises RemoteVAEError for everything else."""
         give_up = None if self._patience is None else time.monotonic() + self._patience
         try:
-            with self._session.request(
+            with self._session.get().request(
                 method, self._endpoint, params=query, headers=headers, data=body, timeout=self._timeout, stream=True
             ) as response:
                 content = self._content(response.raw, give_up)
         except (requests.Timeout, urllib3.exceptions.TimeoutError) as error:
-            raise TimedOut(f"{self._endpoint} did not answer within {self._timeout} s") from error
+            raise TimedOut(f"{self._shown} did not answer within {self._timeout} s") from error
         except requests.ConnectionError as error:
             if _is_no_http(error):
-                raise BrokenReply(f"{self._endpoint} answered with something that is no HTTP") from error
-            raise ConnectionFailed(f"{self._endpoint} cannot be reached; is the server running?") from error
+                raise BrokenReply(f"{self._shown} answered with something that is no HTTP") from error
+            raise ConnectionFailed(f"{self._shown} cannot be reached; is the server running?") from error
         except requests.exceptions.InvalidURL as error:
-            raise BadRequest(f"endpoint is {self._endpoint!r}, which is no URL", parameter="endpoint") from error
+            raise BadRequest(f"endpoint is {self._shown!r}, which is no URL", parameter="endpoint") from error
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-            raise BrokenReply(f"{self._endpoint} broke off in the middle of its answer: {error}") from error
+            raise BrokenReply(
+                f"{self._shown} broke off in the middle of its answer ({type(error).__name__})"
+            ) from error
         lowered = {name.lower(): value for name, value in response.headers.items()}
         if not response.ok:
             raise errors.parse(response.status_code, lowered, content)

@@ -32,6 +32,7 @@ REFRESH_S = 1.0
 ASK_AGAIN_S = 30.0  # a failed replica may have mended; asked more often, it would never look idle to the autoscaler
 GRACE_S = 6.0  # a replica's process starts within it; longer, and what it lacks is held by others
 DESCRIBE_TIMEOUT_S = 5.0
+FIRST_READ_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,10 @@ class Catalogue:
         self._models: Mapping[str, Model] = {}
         self._warned: set[str] = set()
         self._waiting_since: dict[str, float] = {}
-        self.refresh()
+        self._read_once = threading.Event()
+        # Never on the caller's own thread, which is a replica's event loop: a replica is asked there by a blocking call.
         threading.Thread(target=self._keep_fresh, name="catalogue", daemon=True).start()
+        self._read_once.wait(FIRST_READ_S)
 
     def names(self) -> list[str]:
         return sorted(self._models)
@@ -127,11 +130,12 @@ class Catalogue:
 
     def _keep_fresh(self) -> None:
         while True:
-            time.sleep(REFRESH_S)
             try:
                 self.refresh()
             except Exception:  # the controller restarts now and then; the last known state serves meanwhile
                 logger.warning("Serve's state could not be read", exc_info=True)
+            self._read_once.set()
+            time.sleep(REFRESH_S)
 
     def _model(self, name: str, application: Mapping[str, Any], shortage: Shortage | None) -> Model | None:
         """The model that an application is, or None where it is none of ours."""
@@ -154,7 +158,8 @@ class Catalogue:
             if known and known.state == "failed":  # idle, it went; what it said stands until the next one starts
                 return replace(known, arguments=arguments, running=running, transport=transport)
             return Model(name, "cold", arguments, transport=transport)
-        settled = known and (known.state == "ready" or time.monotonic() < known.asked_at + ASK_AGAIN_S)
+        told = known and known.state == "ready" and known.reported
+        settled = told or (known and time.monotonic() < known.asked_at + ASK_AGAIN_S)
         if known and settled and known.running == running:
             return known
         reported = _ask(name) or (known.reported if known else {})

@@ -53,6 +53,21 @@ def check_output(output: Output, batch: int, media: Media) -> None:
         )
 
 
+def check_size(output: Output, height: int, width: int) -> None:
+    """Refuse a picture larger than its format can hold. Raises BadRequest naming another."""
+    limits = {
+        Output.JPEG: (65500, "image_format=png"),
+        Output.MP4: (16384, "output_type=pt with partial_postprocess=true"),
+    }
+    limit, instead = limits.get(output, (max(height, width), ""))
+    if max(height, width) > limit:
+        raise BadRequest(
+            f"The result is {width} x {height} pixels, and {output.value} holds at most {limit} along an edge; "
+            f"ask for {instead}",
+            parameter="shape",
+        )
+
+
 def write(pixels: torch.Tensor, output: Output, fps: float) -> Result:
     """The reply for decoded pixels.
 

@@ -75,6 +75,8 @@ class Engine(ABC):
         codecs.check_output(request.output, batch, layout.media)
         wider = torch.promote_types(latents.dtype, self.dtype)
         unpacked = layout.unpack(latents, self.space, size).to(self.dtype if self.space.family.cast_first else wider)
+        height, width = (size * self.space.ratio for size in unpacked.shape[-2:])
+        codecs.check_size(request.output, height, width)
         scaling = request.scaling
         scaled = (
             self.space.denormalise(unpacked)

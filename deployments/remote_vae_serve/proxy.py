@@ -233,8 +233,11 @@ class JSONErrors:
             if started:
                 raise
             logger.exception("request %s failed in the proxy", _request_id(scope))
-        if not started:  # what Serve does when the process that should have answered is gone
             await _answer(_translate(500, b"", _path(scope)), _request_id(scope), send)
+            return
+        if not started:  # what Serve does when the process that should have answered is gone
+            gone = Unavailable("The service broke off in the middle of the request; try again", retry_after=RETRY_S)
+            await _answer(gone, _request_id(scope), send)
 
 
 def _is_serves_text(message: Message) -> bool:

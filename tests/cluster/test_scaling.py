@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +20,7 @@ from ray.serve.context import _get_global_client
 
 from conftest import GPUS, Cluster
 from remote_vae import RemoteVAE
-from remote_vae.errors import Overloaded
+from remote_vae.errors import Overloaded, TimedOut
 from samples import latents
 
 QUERY = {"shape": [1, 4, 8, 8], "dtype": "float32"}
@@ -175,3 +177,36 @@ def test_a_replica_that_is_killed_in_the_middle_is_a_503_and_the_next_request_is
         assert after.status_code == 200
     finally:
         serve.delete("mortal")
+
+
+def test_a_handle_call_that_times_out_leaves_the_queue(cluster: Cluster) -> None:
+    cluster.deploy("queued", source="x", fake={"decode_s": 1.0}, num_gpus=0, device="cpu")
+    try:
+        with RemoteVAE.from_app("queued", timeout=0.3) as hasty:
+            for _ in range(6):
+                with pytest.raises(TimedOut):
+                    hasty.decode(latents(1, 4, 8, 8))
+        started = time.monotonic()
+        with RemoteVAE.from_app("queued") as patient_one:
+            patient_one.decode(latents(1, 4, 8, 8))
+        assert time.monotonic() - started < 4.5
+    finally:
+        serve.delete("queued")
+
+
+def test_states_outlive_the_ingress(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.deploy("hopeless", source=str(tmp_path), device="cpu", num_gpus=0, retry_s=600)
+    try:
+        cluster.wait_for("hopeless", lambda model: model["state"] == "failed")
+        details = _get_global_client().get_serve_details()["applications"]["remote-vae"]["deployments"]["Ingress"]
+        os.kill(details["replicas"][0]["pid"], signal.SIGKILL)
+        give_up = time.monotonic() + 60
+        while time.monotonic() < give_up:
+            with contextlib.suppress(requests.RequestException, ValueError):
+                if requests.get(f"{cluster.url}/health", timeout=5).json()["models"]:
+                    break
+            time.sleep(0.3)
+        assert cluster.wait_for("hopeless", lambda _: True)["state"] == "failed"
+        assert "latents" in cluster.wait_for("sd", lambda _: True)
+    finally:
+        serve.delete("hopeless")

@@ -128,7 +128,7 @@ def test_an_ingress_that_dies_answers_json_and_comes_back(server: LocalServer) -
     for pid in _pids(server, "Ingress"):
         os.kill(pid, signal.SIGKILL)
     waiting.join()
-    assert_contract(answers[0], 500, "internal_error")
+    assert_contract(answers[0], 503, "unavailable")
     give_up = time.monotonic() + 40
     while answers[-1].status_code != 200 and time.monotonic() < give_up:
         decode("fake")

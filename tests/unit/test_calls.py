@@ -237,3 +237,25 @@ def test_a_result_in_the_memory_of_another_process_is_answered_as_any_other() ->
     locked.flags.writeable = False
     call = DecodeCall(Z, output_type="pt", partial_postprocess=True)
     assert same(call.answer([replace(result, data=locked)]), call.answer([result]))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("height", "64"),
+        ("width", 1.5),
+        ("fps", "24"),
+        ("scaling_factor", "0.1"),
+        ("shift_factor", []),
+        ("do_scaling", "False"),
+    ],
+)
+def test_an_argument_of_a_wrong_type_is_a_bad_request_that_names_it(name: str, value: Any) -> None:
+    with pytest.raises(BadRequest, match=name) as caught:
+        DecodeCall(Z, **{name: value})
+    assert caught.value.parameter == name
+
+
+def test_numbers_of_other_libraries_are_numbers() -> None:
+    call = DecodeCall(Z, scaling_factor=torch.tensor(0.5), height=np.int64(8), width=np.int64(8))
+    assert (call.scaling_factor, call.height) == (0.5, 8)

@@ -17,7 +17,7 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from in_process import diffusers_engine, pipeline_of
+from in_process import diffusers_engine, fake_engine, pipeline_of
 from pipeline_ends import decoder_input, local_pixels
 from remote_vae.errors import BadRequest, ModelFailed
 from remote_vae.tensors import RawTensor, from_array, to_numpy, to_torch
@@ -328,3 +328,16 @@ def test_a_subfolder_is_where_the_model_is_looked_for(tmp_path: Path) -> None:
     assert diffusers_engine(tmp_path, subfolder="vae").space.channels == 4
     with pytest.raises(ModelFailed):
         diffusers_engine(tmp_path, subfolder="unet")
+
+
+@pytest.mark.parametrize(
+    ("shape", "output", "instead"),
+    [((1, 4, 1, 8200), Output.JPEG, "png"), ((1, 4, 1, 1, 2100), Output.MP4, "output_type=pt")],
+)
+def test_a_picture_too_large_for_its_format_is_refused_before_it_is_decoded(
+    shape: tuple[int, ...], output: Output, instead: str
+) -> None:
+    engine = fake_engine()
+    request = DecodeRequest(from_array(torch.zeros(shape)), Scaling(), output)
+    with pytest.raises(BadRequest, match=instead):
+        engine.unpack(request)

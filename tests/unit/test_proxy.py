@@ -260,7 +260,9 @@ def test_serves_own_retry_after_is_kept(wrap: Any) -> None:
     assert answer.headers["retry-after"] == "7"
 
 
-def test_an_app_that_dies_without_an_answer_is_an_internal_error(wrap: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_app_that_says_nothing_is_a_503_and_one_that_raises_a_500(
+    wrap: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     async def silent(scope: Scope, receive: Receive, send: Send) -> None:
         scope["headers"] = [*scope["headers"], (b"x-request-id", b"numbered-by-serve")]  # as RequestIdMiddleware does
 
@@ -268,7 +270,7 @@ def test_an_app_that_dies_without_an_answer_is_an_internal_error(wrap: Any, capl
         raise RuntimeError("secret")
 
     silence = TestClient(wrap(silent)).post("/sd")
-    assert assert_json_error(silence, 500, "internal_error")["request_id"] == "numbered-by-serve"
+    assert assert_json_error(silence, 503, "unavailable")["request_id"] == "numbered-by-serve"
     crash = TestClient(wrap(broken)).post("/sd")
     assert "secret" not in assert_json_error(crash, 500, "internal_error")["error"]
     assert "secret" in caplog.text

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
+import os
 import socket
 import threading
 import time
@@ -493,3 +495,42 @@ def test_the_json_of_base64_is_what_the_first_server_took() -> None:
     with ScriptedServer(answer) as server:
         remote_decode(server.url, Z + 1, output_type="pt", input_tensor_type="base64")
     assert said == [("tensor/base64", {"inputs": base64.b64encode((Z + 1).numpy().tobytes()).decode()})]
+
+
+def test_a_fork_never_gets_the_answers_of_its_parent() -> None:
+    """DataLoader workers fork: a connection that two processes read from would swap their pictures."""
+    with ScriptedServer(echo) as server, RemoteVAE(server.url, workers=1) as vae:
+
+        def all_mine(value: float) -> bool:
+            z = torch.full((1, 4, 2, 2), value)
+            futures = [vae.submit(z, output_type="pt") for _ in range(20)]
+            return all(torch.equal(future.result(30), z) for future in futures)
+
+        assert all_mine(0.0)
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if all_mine(1.0) else 1)
+        assert all_mine(2.0)
+        assert os.waitpid(child, 0)[1] == 0
+
+
+def test_no_error_shows_the_token_that_stands_in_the_endpoint() -> None:
+    for answer in (None, lambda exchange: exchange.reply(200, ENDINGS, b"", 100)):
+        server = ScriptedServer(answer) if answer else None
+        with server or contextlib.nullcontext():
+            address = server.url if server else "http://127.0.0.1:1/model"
+            with pytest.raises(RemoteVAEError) as caught:
+                remote_decode(address.replace("http://", "http://:s3cret@"), Z, timeout=3)
+        assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("timeout", [(5, None), (None, 5), (1, 2), 3, None])
+def test_a_timeout_may_have_no_end(timeout: Any) -> None:
+    with ScriptedServer(echo) as server:
+        assert torch.equal(remote_decode(server.url, Z, output_type="pt", timeout=timeout), Z)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, "3", (1, 0), (1, 2, "x"), True])
+def test_a_timeout_that_is_none_is_refused(timeout: Any) -> None:
+    with pytest.raises(BadRequest, match="timeout"):
+        RemoteVAE("http://127.0.0.1:1/model", timeout=timeout)

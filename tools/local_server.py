@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -125,9 +125,7 @@ class LocalServer:
         """The live processes of the server's session: its Ray and its replicas included."""
         if self._process is None:
             return []
-        listing = subprocess.run(["ps", "-e", "-o", "pid=,sess=,stat="], capture_output=True, text=True, check=True)
-        rows = [line.split() for line in listing.stdout.splitlines()]
-        return [int(pid) for pid, session, state in rows if int(session) == self._process.pid and state[0] != "Z"]
+        return [pid for pid, session in _living() if session == self._process.pid]
 
     def _ready(self) -> bool:
         try:
@@ -145,6 +143,19 @@ class LocalServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+def living(pids: Iterable[int]) -> list[int]:
+    """Those of the processes that live; one that is dead and only not yet buried does not."""
+    alive = {pid for pid, _ in _living()}
+    return [pid for pid in pids if pid in alive]
+
+
+def _living() -> list[tuple[int, int]]:
+    """(process, session) of every live process of this machine."""
+    listing = subprocess.run(["ps", "-e", "-o", "pid=,sess=,stat="], capture_output=True, text=True, check=True)
+    rows = [line.split() for line in listing.stdout.splitlines()]
+    return [(int(pid), int(session)) for pid, session, state in rows if state[0] != "Z"]
 
 
 def _kill(pid: int) -> None:

@@ -9,19 +9,19 @@ from remote_vae.errors import UnknownModel
 from remote_vae_serve.config import FakeEngineConfig, VAEConfig
 from remote_vae_serve.engine import DiffusersEngine, Engine
 from remote_vae_serve.fake import FakeEngine
-from remote_vae_serve.http import Decoder
+from remote_vae_serve.http import Answerer
 from remote_vae_serve.pipeline import Pipeline
 
 
 class InProcess:
     """The `Models` of the HTTP app: each name is anything that decodes."""
 
-    def __init__(self, **decoders: Decoder) -> None:
-        self._decoders = decoders
+    def __init__(self, **models: Answerer) -> None:
+        self._models = models
 
-    def find(self, name: str) -> Decoder:
+    def find(self, name: str) -> Answerer:
         try:
-            return self._decoders[name]
+            return self._models[name]
         except KeyError:
             raise UnknownModel(f"No model {name[:80]!r} here; served: {self.names()}", parameter="model") from None
 
@@ -29,8 +29,11 @@ class InProcess:
         self.find(name)
         return {"name": name, "state": "ready"}
 
+    async def ask(self, name: str) -> dict[str, Any]:
+        return self.describe(name) | {"asked": True}
+
     def names(self) -> list[str]:
-        return sorted(self._decoders)
+        return sorted(self._models)
 
 
 def fake_engine(channels: int = 4, decode_s: float = 0.0) -> Engine:

@@ -9,7 +9,8 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from remote_vae.wire import DecodeRequest, Result
+from remote_vae.decoding import DecodeRequest
+from remote_vae.wire import Result
 
 
 class Exchange(BaseHTTPRequestHandler):

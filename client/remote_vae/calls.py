@@ -14,8 +14,10 @@ import numpy as np
 from PIL import Image
 
 from remote_vae.errors import BadRequest, BrokenReply
-from remote_vae.tensors import RawTensor, from_array, is_torch, to_numpy, to_torch
-from remote_vae.wire import DecodeRequest, Output, Result, Scaling, Transfer
+from remote_vae.decoding import DecodeRequest, Output
+from remote_vae.messages import Transfer
+from remote_vae.tensors import RawTensor, cast, from_array, is_torch, to_numpy, to_torch
+from remote_vae.wire import Result, Scaling
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +48,7 @@ class DecodeCall:
         input_tensor_type, output_tensor_type: `binary`, or `base64` as the first clients had it.
         height, width: of the picture in pixels; for packed latents only.
         fps: frames a second of an mp4; None for the model's own.
+        wire_dtype: dtype in which the latents travel; None for their own.
 
     Raises:
         BadRequest: naming the argument.
@@ -65,6 +68,7 @@ class DecodeCall:
     height: int | None = None
     width: int | None = None
     fps: float | None = None
+    wire_dtype: str | None = None
 
     def __post_init__(self) -> None:
         for name, value, choices in (
@@ -77,9 +81,9 @@ class DecodeCall:
         if not isinstance(self.do_scaling, (bool, type(None))):
             raise BadRequest(f"do_scaling is {self.do_scaling!r}; expected True or False", parameter="do_scaling")
         for name in ("scaling_factor", "shift_factor", "fps"):
-            object.__setattr__(self, name, _as(float, name, getattr(self, name)))
+            object.__setattr__(self, name, as_number(float, name, getattr(self, name)))
         for name in ("height", "width"):
-            object.__setattr__(self, name, _as(operator.index, name, getattr(self, name)))
+            object.__setattr__(self, name, as_number(operator.index, name, getattr(self, name)))
         if self._returns not in self._possible_returns():
             raise BadRequest(
                 f"return_type={self._returns!r} cannot be made from output_type={self.output_type!r} "
@@ -110,13 +114,9 @@ class DecodeCall:
 
     def requests(self) -> list[DecodeRequest]:
         """The requests to send: one, or one for each sample where a reply can hold one image only."""
-        scaling = Scaling()
-        if self.do_scaling:
-            given = self.scaling_factor is not None or self.shift_factor is not None
-            scaling = Scaling(False, self.scaling_factor, self.shift_factor) if given else Scaling(own=True)
         whole = DecodeRequest(
-            latents=from_array(self.tensor),
-            scaling=scaling,
+            latents=from_array(self.tensor if self.wire_dtype is None else cast(self.tensor, self.wire_dtype)),
+            scaling=scaling_of(self.do_scaling, self.scaling_factor, self.shift_factor),
             output=self.output,
             height=self.height,
             width=self.width,
@@ -129,6 +129,17 @@ class DecodeCall:
         if not (self.output.is_image and batched and whole.latents.shape[0] > 1):
             return [whole]
         return [replace(whole, latents=sample) for sample in whole.latents.samples()]
+
+    def only_request(self) -> DecodeRequest:
+        """The request, where there is one: `as_ref=True` hands on one result. Raises BadRequest."""
+        requests = self.requests()
+        if len(requests) > 1:
+            raise BadRequest(
+                "as_ref=True hands on one result, and a batch of images is one result each; "
+                "use output_type='pt', or decode the samples one by one",
+                parameter="as_ref",
+            )
+        return requests[0]
 
     def answer(self, results: Sequence[Result]) -> Decoded:
         """What `decode` returns, from the results of `requests()` in the same order."""
@@ -157,7 +168,14 @@ class DecodeCall:
         return to_torch(raw) if is_torch(self.tensor) else to_numpy(raw)
 
 
-def _as(kind: Callable[[Any], Any], name: str, value: Any) -> Any:
+def scaling_of(do_scaling: bool | None, factor: float | None, shift: float | None) -> Scaling:
+    """What the three arguments of the Hugging Face helpers mean together."""
+    if not do_scaling:
+        return Scaling()
+    return Scaling(own=True) if factor is None and shift is None else Scaling(False, factor, shift)
+
+
+def as_number(kind: Callable[[Any], Any], name: str, value: Any) -> Any:
     """The value as a number of that kind, None as it is; a string is none, however it reads."""
     try:
         return None if value is None else kind(_no_text(value))

@@ -1,25 +1,29 @@
-"""`remote_decode`, `RemoteVAE`, `AsyncRemoteVAE`: thin shells. What is said and what comes back is in `calls`, the way
-there and back in `transports` and `handles`."""
+"""`remote_decode`, `remote_encode`, `RemoteVAE`: thin shells. What is said and what comes back is in `calls` and
+`encode_calls`, the way there and back in `transports` and `handles`. `AsyncRemoteVAE` is in `async_client`."""
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from remote_vae.calls import DecodeCall, Decoded, ImageFormat, OutputType
-from remote_vae.errors import BadRequest
+from remote_vae.encode_calls import Encodable, EncodeCall, Mode
+from remote_vae.endpoints import transport_to
+from remote_vae.errors import BrokenReply
 from remote_vae.handles import HandleTransport
-from remote_vae.transports import DEFAULT_TIMEOUT, IN_FLIGHT, HttpTransport, PerProcess, Timeout, Transport
-from remote_vae.wire import Transfer
+from remote_vae.messages import Transfer
+from remote_vae.patience import DEFAULT_TIMEOUT, RETRIES, Patience, Timeout
+from remote_vae.transports import IN_FLIGHT, HttpTransport, PerProcess
 
 if TYPE_CHECKING:
     from typing import TypeAlias
 
     import numpy as np
     import torch
+
+    from remote_vae.autoencoder import RemoteAutoencoder
 
     Tensor: TypeAlias = "torch.Tensor | np.ndarray[Any, Any]"
 
@@ -42,16 +46,20 @@ def remote_decode(
     *,
     fps: float | None = None,
     timeout: Timeout = DEFAULT_TIMEOUT,
+    deadline: float | None = None,
+    retries: int = RETRIES,
+    token: str | None = None,
+    fallback: Any = None,
+    wire_dtype: str | None = None,
     as_ref: bool = False,
 ) -> Decoded:
     """Decode latents on a server: the call of the Hugging Face helper.
 
     Args:
         endpoint: URL of a model (`http://host:8000/sd-v1`), or a Ray Serve handle of one (`serve.get_app_handle`).
-        timeout: seconds for the whole, or (connect, answer); None waits for ever.
         as_ref: through a handle only: return the Ray ObjectRef of the result (`open_result` reads it).
 
-    The other arguments are those of `calls.DecodeCall`.
+    `timeout` to `wire_dtype` are those of `RemoteVAE`, the other arguments those of `calls.DecodeCall`.
 
     Returns:
         A PIL image (a list of them for several), a tensor in kind with `tensor`, or the bytes of an mp4.
@@ -62,25 +70,61 @@ def remote_decode(
     Example:
         >>> image = remote_decode("http://127.0.0.1:8000/demo", torch.randn(1, 16, 32, 32))  # doctest: +SKIP
     """
-    with RemoteVAE(endpoint, timeout=timeout) as vae:
+    with RemoteVAE(endpoint, timeout=timeout, deadline=deadline, retries=retries, token=token, fallback=fallback,
+                   wire_dtype=wire_dtype) as vae:  # fmt: skip
         return vae.decode(
             tensor, processor, do_scaling, scaling_factor, shift_factor, output_type, return_type, image_format,
             partial_postprocess, input_tensor_type, output_tensor_type, height, width, fps=fps, as_ref=as_ref,
         )  # fmt: skip
 
 
-def transport_to(endpoint: Any, timeout: Timeout, connections: int) -> Transport:
-    """The transport for a URL or a Ray Serve handle; a Transport is taken as it is."""
-    if isinstance(endpoint, Transport):
-        return endpoint
-    if isinstance(endpoint, str):
-        return HttpTransport(endpoint, timeout, connections)
-    if hasattr(endpoint, "remote") and hasattr(endpoint, "options"):
-        return HandleTransport(endpoint, timeout)
-    raise BadRequest(
-        f"endpoint is a {type(endpoint).__name__}; expected a URL or a Ray Serve deployment handle",
-        parameter="endpoint",
-    )
+def remote_encode(
+    endpoint: Any,
+    image: Encodable,
+    scaling_factor: float | None = None,
+    shift_factor: float | None = None,
+    *,
+    do_scaling: bool = False,
+    sample_mode: Mode = "sample",
+    seed: int | None = None,
+    timeout: Timeout = DEFAULT_TIMEOUT,
+    deadline: float | None = None,
+    retries: int = RETRIES,
+    token: str | None = None,
+    fallback: Any = None,
+    wire_dtype: str | None = None,
+) -> Tensor:
+    """Encode a picture, pictures or a video on a server: the call of the Hugging Face helper, and more.
+
+    Args:
+        endpoint: URL of a model (`http://host:8000/sd-v1`), or a Ray Serve handle of one.
+
+    `timeout` and what follows are those of `RemoteVAE`, the other arguments those of `encode_calls.EncodeCall`.
+
+    Returns:
+        Latents `[B, C, h, w]` or `[B, C, T, h, w]`: torch where torch was handed in or is imported anyway, else numpy.
+
+    Raises:
+        RemoteVAEError: see `errors`.
+    """
+    with RemoteVAE(endpoint, timeout=timeout, deadline=deadline, retries=retries, token=token, fallback=fallback,
+                   wire_dtype=wire_dtype) as vae:  # fmt: skip
+        return vae.encode(
+            image, scaling_factor, shift_factor, do_scaling=do_scaling, sample_mode=sample_mode, seed=seed
+        )
+
+
+def list_models(server: str, *, timeout: Timeout = DEFAULT_TIMEOUT, retries: int = RETRIES,
+                token: str | None = None) -> list[dict[str, Any]]:  # fmt: skip
+    """What a server (`http://host:8000`) says of each of its models; starts none of them. Raises RemoteVAEError."""
+    transport = HttpTransport(server, Patience(timeout, retries=retries), token=token)
+    try:
+        models = transport.read("models").get("models")
+    finally:
+        transport.close()
+    if not isinstance(models, list):
+        raise BrokenReply("The server did not list its models; is it the URL of a remote-vae server?")
+    return models
 
 
 class RemoteVAE:
@@ -88,19 +132,38 @@ class RemoteVAE:
 
     Args:
         endpoint: URL of a model, or a Ray Serve handle of one.
-        timeout: seconds for the whole, or (connect, answer); None waits for ever.
+        timeout: seconds for one try, or (connect, answer); None waits for ever.
+        deadline: seconds for all tries of a call and the pauses between; the server hears of it, and drops what nobody
+            waits for.
+        retries: how often a call is tried again where the server is overloaded, starting, or cannot be reached.
+        token: of the server, where it asks for one.
+        fallback: a local autoencoder of diffusers, which decodes what the server could not; a warning is logged.
+        wire_dtype: dtype in which latents and float pixels travel; None for their own.
         workers: how many decodes `submit` and `map` keep in flight.
     """
 
-    def __init__(self, endpoint: Any, *, timeout: Timeout = DEFAULT_TIMEOUT, workers: int = IN_FLIGHT) -> None:
-        self._transport = transport_to(endpoint, timeout, workers)
+    def __init__(
+        self,
+        endpoint: Any,
+        *,
+        timeout: Timeout = DEFAULT_TIMEOUT,
+        deadline: float | None = None,
+        retries: int = RETRIES,
+        token: str | None = None,
+        fallback: Any = None,
+        wire_dtype: str | None = None,
+        workers: int = IN_FLIGHT,
+    ) -> None:
+        self._transport = transport_to(endpoint, Patience(timeout, deadline, retries), workers, token, fallback)
+        self._wire_dtype = wire_dtype
         self._workers = workers
         self._pool = PerProcess(lambda: ThreadPoolExecutor(workers, thread_name_prefix="remote-vae"))
 
     @classmethod
-    def from_app(cls, name: str, *, timeout: Timeout = DEFAULT_TIMEOUT, workers: int = IN_FLIGHT) -> RemoteVAE:
-        """The model that the Ray Serve application `name` of this cluster serves, without HTTP."""
-        return cls(HandleTransport.of_app(name, timeout), workers=workers)
+    def from_app(cls, name: str, *, timeout: Timeout = DEFAULT_TIMEOUT, deadline: float | None = None,
+                 retries: int = RETRIES, **options: Any) -> RemoteVAE:  # fmt: skip
+        """The model that the Ray Serve application `name` of this cluster serves, without HTTP; options as above."""
+        return cls(HandleTransport.of_app(name, Patience(timeout, deadline, retries)), **options)
 
     def decode(
         self,
@@ -124,11 +187,31 @@ class RemoteVAE:
         """Decode and wait: see `remote_decode`."""
         call = DecodeCall(
             tensor, processor, do_scaling, scaling_factor, shift_factor, output_type, return_type, image_format,
-            partial_postprocess, input_tensor_type, output_tensor_type, height, width, fps,
+            partial_postprocess, input_tensor_type, output_tensor_type, height, width, fps, self._wire_dtype,
         )  # fmt: skip
         if as_ref:
-            return self._transport.send_ref(_only(call))
+            return self._transport.send_ref(call.only_request())
         return call.answer(self._transport.send(call.requests()))
+
+    def encode(
+        self,
+        image: Encodable,
+        scaling_factor: float | None = None,
+        shift_factor: float | None = None,
+        *,
+        do_scaling: bool = False,
+        sample_mode: Mode = "sample",
+        seed: int | None = None,
+    ) -> Tensor:
+        """Encode and wait: see `remote_encode`."""
+        call = EncodeCall(image, scaling_factor, shift_factor, do_scaling, sample_mode, seed, self._wire_dtype)
+        return call.answer(self._transport.send(call.requests()))
+
+    def as_autoencoder(self) -> RemoteAutoencoder:
+        """What a diffusers pipeline takes for its `vae`, without weights: `pipe.vae = RemoteVAE(url).as_autoencoder()`."""
+        from remote_vae.autoencoder import RemoteAutoencoder  # knows diffusers
+
+        return RemoteAutoencoder(self)
 
     def submit(self, tensor: Tensor, *args: Any, **options: Any) -> Future[Decoded]:
         """`decode` in the background; takes what `decode` takes."""
@@ -148,9 +231,13 @@ class RemoteVAE:
             for future in pending:
                 future.cancel()
 
-    def describe(self) -> dict[str, Any]:
-        """What the server says of the model: state, source, dtype, family. Over HTTP it never starts a replica."""
-        return self._transport.describe()
+    def describe(self, wake: bool = False) -> dict[str, Any]:
+        """What the server says of the model: state, source, dtype, family; once a replica has run, its config.
+
+        Args:
+            wake: start a replica where there is none, to hear all of it. Through a handle that is always so.
+        """
+        return self._transport.describe(wake)
 
     def close(self) -> None:
         self._pool.get().shutdown(wait=True, cancel_futures=True)
@@ -161,93 +248,3 @@ class RemoteVAE:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-class AsyncRemoteVAE:
-    """`RemoteVAE` for `async` code: the same names and arguments, nothing blocks the event loop.
-
-    A cancelled decode is cancelled on the replica too where it goes through a handle. Over HTTP it keeps one of its threads
-    until its answer or its time-out comes.
-
-    Args:
-        endpoint, timeout, workers: as for `RemoteVAE`.
-    """
-
-    def __init__(self, endpoint: Any, *, timeout: Timeout = DEFAULT_TIMEOUT, workers: int = IN_FLIGHT) -> None:
-        self._transport = transport_to(endpoint, timeout, workers)
-        self._workers = workers
-
-    @classmethod
-    def from_app(cls, name: str, *, timeout: Timeout = DEFAULT_TIMEOUT, workers: int = IN_FLIGHT) -> AsyncRemoteVAE:
-        """The model that the Ray Serve application `name` of this cluster serves, without HTTP."""
-        return cls(HandleTransport.of_app(name, timeout), workers=workers)
-
-    async def decode(
-        self,
-        tensor: Tensor,
-        processor: Any = None,
-        do_scaling: bool = True,
-        scaling_factor: float | None = None,
-        shift_factor: float | None = None,
-        output_type: OutputType = "pil",
-        return_type: OutputType | None = None,
-        image_format: ImageFormat = "jpg",
-        partial_postprocess: bool = False,
-        input_tensor_type: Transfer = "binary",
-        output_tensor_type: Transfer = "binary",
-        height: int | None = None,
-        width: int | None = None,
-        *,
-        fps: float | None = None,
-        as_ref: bool = False,
-    ) -> Decoded:
-        """Decode: see `remote_decode`."""
-        call = DecodeCall(
-            tensor, processor, do_scaling, scaling_factor, shift_factor, output_type, return_type, image_format,
-            partial_postprocess, input_tensor_type, output_tensor_type, height, width, fps,
-        )  # fmt: skip
-        if as_ref:
-            return await self._transport.send_ref_async(_only(call))
-        return call.answer(await self._transport.send_async(call.requests()))
-
-    async def submit(self, tensor: Tensor, *args: Any, **options: Any) -> asyncio.Task[Decoded]:
-        """Start a `decode` in the background; await the task for its result."""
-        return asyncio.create_task(self.decode(tensor, *args, **options))
-
-    async def map(self, tensors: Iterable[Tensor], *args: Any, **options: Any) -> AsyncIterator[Decoded]:
-        """`decode` over many latents, in order, at most `workers` in flight."""
-        pending: deque[asyncio.Task[Decoded]] = deque()
-        try:
-            for tensor in tensors:
-                if len(pending) == self._workers:
-                    yield await pending.popleft()
-                pending.append(await self.submit(tensor, *args, **options))
-            while pending:
-                yield await pending.popleft()
-        finally:
-            for task in pending:
-                task.cancel()
-
-    async def describe(self) -> dict[str, Any]:
-        """What the server says of the model; over HTTP it never starts a replica."""
-        return await self._transport.describe_async()
-
-    async def close(self) -> None:
-        self._transport.close()
-
-    async def __aenter__(self) -> AsyncRemoteVAE:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
-
-def _only(call: DecodeCall) -> Any:
-    requests = call.requests()
-    if len(requests) > 1:
-        raise BadRequest(
-            "as_ref=True hands on one result, and a batch of images is one result each; "
-            "use output_type='pt', or decode the samples one by one",
-            parameter="as_ref",
-        )
-    return requests[0]

@@ -14,11 +14,12 @@ RemoteVAEError
 │   ├── Overloaded         503 overloaded              the queue is full
 │   ├── ModelStarting      503 model_starting          a replica is being started, or waits for resources
 │   └── ModelFailed        503 model_failed            the model cannot be loaded; the message says why
-├── DeadlineExceeded       504 deadline_exceeded       the server gave up at the request's deadline
+├── DeadlineExceeded       504 deadline_exceeded       the server gave up at the request's deadline (a TimeoutError)
 └── (the client's own, never sent)
     ├── ConnectionFailed       connection_failed       nobody answers at the endpoint, or hangs up at once (a ConnectionError)
     ├── TimedOut               timed_out               the answer did not come within the client's timeout (a TimeoutError)
-    ├── BrokenReply            broken_reply            what came back is no answer of this protocol, or broke off
+    ├── BrokenReply            broken_reply            what came back is no answer of this protocol
+    │   └── ConnectionLost     connection_lost         the connection broke in the middle of the answer
     └── BlockingCall           blocking_call           a blocking call through a handle inside an async actor (a RuntimeError)
 
 An error is the same on either side: the server renders it as JSON (`render`), the client makes it again (`parse`), and
@@ -116,7 +117,7 @@ class ModelFailed(Unavailable):
     code = "model_failed"
 
 
-class DeadlineExceeded(RemoteVAEError):
+class DeadlineExceeded(RemoteVAEError, TimeoutError):
     code, status = "deadline_exceeded", 504
 
 
@@ -130,6 +131,10 @@ class TimedOut(RemoteVAEError, TimeoutError):
 
 class BrokenReply(RemoteVAEError):
     code = "broken_reply"
+
+
+class ConnectionLost(BrokenReply):
+    code = "connection_lost"
 
 
 class BlockingCall(RemoteVAEError, RuntimeError):

@@ -10,7 +10,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, NoReturn, TypeVar
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from remote_vae.errors import (
     BlockingCall,
@@ -21,8 +22,10 @@ from remote_vae.errors import (
     Unavailable,
     UnknownModel,
 )
-from remote_vae.transports import DEFAULT_TIMEOUT, Timeout, Transport
-from remote_vae.wire import DecodeRequest, Result
+from remote_vae.patience import DEFAULT_PATIENCE, Patience
+from remote_vae.protocol import Request
+from remote_vae.transports import Transport
+from remote_vae.wire import Result
 
 T = TypeVar("T")
 
@@ -32,15 +35,15 @@ class HandleTransport(Transport):
 
     Args:
         handle: what `serve.get_app_handle(name)` gives.
-        timeout: as for HTTP; of a pair, the second is used.
+        patience: as for HTTP; of a pair of time-outs, the second is used.
     """
 
-    def __init__(self, handle: Any, timeout: Timeout = DEFAULT_TIMEOUT) -> None:
+    def __init__(self, handle: Any, patience: Patience = DEFAULT_PATIENCE) -> None:
         self._handle = handle.options(_by_reference=True)
-        self._timeout = timeout[1] if isinstance(timeout, tuple) else timeout
+        self.patience = replace(patience, timeout=patience.answer_s)
 
     @classmethod
-    def of_app(cls, name: str, timeout: Timeout = DEFAULT_TIMEOUT) -> HandleTransport:
+    def of_app(cls, name: str, patience: Patience = DEFAULT_PATIENCE) -> HandleTransport:
         """The transport to the application of that name in the cluster this process belongs to."""
         try:
             import ray
@@ -54,32 +57,38 @@ class HandleTransport(Transport):
                 "environment if that Ray uses tokens"
             )
         try:
-            return cls(serve.get_app_handle(name), timeout)
+            return cls(serve.get_app_handle(name), patience)
         except RayServeException as error:
             raise UnknownModel(f"No Serve application {name!r} in this cluster: {error}") from error
 
-    def send_one(self, request: DecodeRequest) -> Result:
-        plain = request.to_plain()
-        return Result.from_plain(self._wait(lambda: self._result(self._handle.decode.remote(plain))))
+    def try_one(self, request: Request) -> Result:
+        return Result.from_plain(self._wait(lambda: self._call(request), _result, self._wait_s(request)))
 
-    async def send_one_async(self, request: DecodeRequest) -> Result:
-        return Result.from_plain(await self._await(self._handle.decode.remote(request.to_plain())))
+    async def try_one_async(self, request: Request) -> Result:
+        return Result.from_plain(await _await(self._call(request), self._wait_s(request)))
 
-    def send_ref(self, request: DecodeRequest) -> Any:
+    def send_ref(self, request: Request) -> Any:
         """As `send_one`, but the ObjectRef of the plain result: it can be handed on without a copy through this process."""
-        plain = request.to_plain()
-        return self._wait(lambda: self._reference(self._handle.decode.remote(plain)))
+        return self._wait(lambda: self._call(request), _reference, self.patience.answer_s)
 
-    async def send_ref_async(self, request: DecodeRequest) -> Any:
-        return await self._await(self._handle.decode.remote(request.to_plain())._to_object_ref())
+    async def send_ref_async(self, request: Request) -> Any:
+        return await _await(self._call(request)._to_object_ref(), self.patience.answer_s)
 
-    def describe(self) -> dict[str, Any]:
-        description: dict[str, Any] = self._wait(lambda: self._result(self._handle.describe.remote()))
+    def describe(self, wake: bool = False) -> dict[str, Any]:
+        """By a replica, always."""
+        description: dict[str, Any] = self._wait(self._handle.describe.remote, _result, self.patience.answer_s)
         return description
 
-    async def describe_async(self) -> dict[str, Any]:
-        description: dict[str, Any] = await self._await(self._handle.describe.remote())
+    async def describe_async(self, wake: bool = False) -> dict[str, Any]:
+        description: dict[str, Any] = await _await(self._handle.describe.remote(), self.patience.answer_s)
         return description
+
+    def _wait_s(self, request: Request) -> float | None:
+        """A transport of endless patience, as the ingress has, leaves it to the replica to keep the deadline it is told."""
+        return None if self.patience.timeout is None and self.patience.deadline is None else request.deadline_s
+
+    def _call(self, request: Request) -> Any:
+        return getattr(self._handle, request.verb).remote(request.to_plain())
 
     def refuse_blocking(self) -> None:
         import ray
@@ -88,32 +97,36 @@ class HandleTransport(Transport):
         if _in_event_loop() and ray.get_runtime_context().get_actor_id() is not None:
             raise BlockingCall("RemoteVAE would block this async actor's event loop; use AsyncRemoteVAE and await it")
 
-    def _result(self, response: Any) -> Any:
-        with _cancelled_if_given_up(response):
-            return response.result(timeout_s=self._timeout)
-
-    def _reference(self, response: Any) -> Any:
-        with _cancelled_if_given_up(response):
-            return response._to_object_ref_sync(_timeout_s=self._timeout)
-
-    def _wait(self, call: Callable[[], T]) -> T:
+    def _wait(self, call: Callable[[], Any], take: Callable[[Any, float | None], T], timeout_s: float | None) -> T:
         self.refuse_blocking()
+
+        def run() -> T:
+            response = call()
+            with _cancelled_if_given_up(response):
+                return take(response, timeout_s)
+
         try:
             if not _in_event_loop():
-                return call()
+                return run()
             with ThreadPoolExecutor(1) as pool:  # Serve refuses to wait in a thread that has a running loop
-                return pool.submit(call).result()
+                return pool.submit(run).result()
         except Exception as error:
-            self._raise_ours(error)
+            raise translated(error, timeout_s) from error
 
-    async def _await(self, response: Awaitable[T]) -> T:
-        try:
-            return await asyncio.wait_for(_coroutine(response), self._timeout)
-        except Exception as error:
-            self._raise_ours(error)
 
-    def _raise_ours(self, error: Exception) -> NoReturn:
-        raise translated(error, self._timeout) from error
+def _result(response: Any, timeout_s: float | None) -> Any:
+    return response.result(timeout_s=timeout_s)
+
+
+def _reference(response: Any, timeout_s: float | None) -> Any:
+    return response._to_object_ref_sync(_timeout_s=timeout_s)
+
+
+async def _await(response: Awaitable[T], timeout_s: float | None) -> T:
+    try:
+        return await asyncio.wait_for(_coroutine(response), timeout_s)
+    except Exception as error:
+        raise translated(error, timeout_s) from error
 
 
 @contextmanager
@@ -152,7 +165,7 @@ def translated(error: Exception, timeout: float | None = None) -> RemoteVAEError
     if isinstance(cause, RemoteVAEError):
         return cause
     if isinstance(cause, (TimeoutError, asyncio.TimeoutError)):
-        return TimedOut(f"The model did not answer within {timeout} s")
+        return TimedOut("The model did not answer " + ("in time" if timeout is None else f"within {timeout:.3g} s"))
     if isinstance(cause, BackPressureError):
         return Overloaded("The model's queue is full; try again", retry_after=1)
     if isinstance(cause, DeploymentUnavailableError):

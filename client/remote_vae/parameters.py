@@ -1,61 +1,107 @@
-"""Query parameters, read as what they are meant to be: lists in three spellings, booleans in any case, numbers."""
+"""Request parameters: each declared once (name, meaning, JSON schema, how it is read). The parser reads by the declaration
+and `GET /openapi.json` prints it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from remote_vae.errors import BadRequest
 
+T = TypeVar("T")
+Values = Mapping[str, Sequence[str]]
+"""What was sent: the values of each name, in order."""
 
-class Parameters:
-    """Typed reading of query parameters; what cannot be read is a BadRequest that names the parameter."""
 
-    def __init__(self, query: Iterable[tuple[str, str]]) -> None:
-        self._values: dict[str, list[str]] = {}
-        for name, value in query:
-            self._values.setdefault(name, []).append(value)
+@dataclass(frozen=True)
+class Parameter(Generic[T]):
+    """One parameter.
 
-    def text(self, name: str) -> str | None:
-        values = self._values.get(name)
-        return values[-1].strip() if values else None
+    Attributes:
+        meaning: for people; the default is said in it.
+        schema: JSON schema of one value.
+        read: from the values sent under the name. Raises BadRequest naming it.
+    """
 
-    def integers(self, name: str) -> tuple[int, ...] | None:
-        values = self._values.get(name)
-        if not values:
-            return None
-        parts = [part for value in values for part in value.strip().strip("[]()").split(",")]
-        try:
-            return tuple(int(part) for part in parts)
-        except ValueError:
-            raise BadRequest(f"{name} is {','.join(values)[:80]!r}; expected whole numbers", parameter=name) from None
+    name: str
+    meaning: str
+    schema: Mapping[str, Any]
+    read: Callable[[str, Sequence[str]], T]
 
-    def integer(self, name: str) -> int | None:
-        values = self.integers(name)
-        if values is not None and len(values) != 1:
+    def of(self, values: Values) -> T | None:
+        """What was sent; None where nothing was. Raises BadRequest naming the parameter."""
+        sent = values.get(self.name)
+        return self.read(self.name, sent) if sent else None
+
+
+def collect(query: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Pairs of a query string by name; repeated keys stay in order."""
+    values: dict[str, list[str]] = {}
+    for name, value in query:
+        values.setdefault(name, []).append(value)
+    return values
+
+
+def text(name: str, meaning: str, examples: Iterable[str] = ()) -> Parameter[str]:
+    schema: dict[str, Any] = {"type": "string"}
+    if known := list(examples):
+        schema["enum"] = known
+    return Parameter(name, meaning, schema, lambda name, sent: sent[-1].strip())
+
+
+def integers(name: str, meaning: str) -> Parameter[tuple[int, ...]]:
+    """Repeated keys, a JSON list and a comma list are all lists."""
+    return Parameter(name, meaning, {"type": "array", "items": {"type": "integer"}}, _integers)
+
+
+def integer(name: str, meaning: str) -> Parameter[int]:
+    def read(name: str, sent: Sequence[str]) -> int:
+        values = _integers(name, sent)
+        if len(values) != 1:
             raise BadRequest(f"{name} has {len(values)} values; expected one", parameter=name)
-        return values[0] if values else None
+        return values[0]
 
-    def number(self, name: str) -> float | None:
-        value = self.text(name)
-        if value is None:
-            return None
+    return Parameter(name, meaning, {"type": "integer"}, read)
+
+
+def number(name: str, meaning: str) -> Parameter[float]:
+    def read(name: str, sent: Sequence[str]) -> float:
         try:
-            return float(value)
+            return float(sent[-1])
         except ValueError:
-            raise BadRequest(f"{name} is {value[:80]!r}; expected a number", parameter=name) from None
+            raise BadRequest(f"{name} is {sent[-1][:80]!r}; expected a number", parameter=name) from None
 
-    def boolean(self, name: str) -> bool | None:
-        value = self.text(name)
-        if value is None:
-            return None
-        if value.lower() not in ("true", "1", "false", "0"):
-            raise BadRequest(f"{name} is {value[:80]!r}; expected true or false", parameter=name)
-        return value.lower() in ("true", "1")
+    return Parameter(name, meaning, {"type": "number"}, read)
 
-    def choice(self, name: str, default: str, choices: Mapping[str, str]) -> str:
-        value = self.text(name)
-        if value is None:
-            return default
-        if value.lower() not in choices:
-            raise BadRequest(f"{name} is {value[:80]!r}; expected one of {', '.join(choices)}", parameter=name)
-        return choices[value.lower()]
+
+def boolean(name: str, meaning: str) -> Parameter[bool]:
+    """In any case, as `requests` writes Python's and JavaScript writes its own."""
+
+    def read(name: str, sent: Sequence[str]) -> bool:
+        value = sent[-1].strip().lower()
+        if value not in ("true", "1", "false", "0"):
+            raise BadRequest(f"{name} is {sent[-1][:80]!r}; expected true or false", parameter=name)
+        return value in ("true", "1")
+
+    return Parameter(name, meaning, {"type": "boolean"}, read)
+
+
+def choice(name: str, meaning: str, choices: Mapping[str, T]) -> Parameter[T]:
+    """One of a few words, in any case, and what each stands for."""
+
+    def read(name: str, sent: Sequence[str]) -> T:
+        value = sent[-1].strip().lower()
+        if value not in choices:
+            raise BadRequest(f"{name} is {sent[-1][:80]!r}; expected one of {', '.join(choices)}", parameter=name)
+        return choices[value]
+
+    return Parameter(name, meaning, {"type": "string", "enum": list(choices)}, read)
+
+
+def _integers(name: str, sent: Sequence[str]) -> tuple[int, ...]:
+    parts = [part for value in sent for part in value.strip().strip("[]()").split(",")]
+    try:
+        return tuple(int(part) for part in parts)
+    except ValueError:
+        raise BadRequest(f"{name} is {','.join(sent)[:80]!r}; expected whole numbers", parameter=name) from None

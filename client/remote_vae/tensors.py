@@ -102,6 +102,32 @@ def from_array(value: Any) -> RawTensor:
     )
 
 
+def cast(value: Any, dtype: str) -> Any:
+    """A torch tensor or a numpy array in that dtype, to travel in fewer bytes.
+
+    Raises:
+        BadRequest: not a dtype of latents, one that numpy does not have, or a value beyond its range.
+    """
+    if dtype not in LATENT_DTYPES:
+        raise BadRequest(f"wire_dtype is {dtype!r}; expected one of {', '.join(LATENT_DTYPES)}", parameter="wire_dtype")
+    if is_torch(value):
+        import torch
+
+        narrow = value.to(getattr(torch, dtype))
+        lost = bool((value.isfinite() & ~narrow.isfinite()).any())
+    elif dtype == "bfloat16":
+        raise BadRequest("numpy has no bfloat16; hand in a torch tensor, or use wire_dtype='float16'",
+                         parameter="wire_dtype")  # fmt: skip
+    else:
+        with np.errstate(over="ignore"):
+            narrow = value.astype(dtype)
+        lost = bool((np.isfinite(value) & ~np.isfinite(narrow)).any())
+    if lost:
+        raise BadRequest(f"A value is beyond the range of wire_dtype={dtype!r}; use bfloat16, or leave wire_dtype out",
+                         parameter="wire_dtype")  # fmt: skip
+    return narrow
+
+
 def to_numpy(raw: RawTensor) -> npt.NDArray[Any]:
     """The tensor as a numpy array, a view where possible; bfloat16 is widened to float32, which is exact."""
     if raw.dtype == "bfloat16":

@@ -12,48 +12,76 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, Generic, TypeVar
+from urllib.parse import urlsplit, urlunsplit
 
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 
 from remote_vae import errors
-from remote_vae.errors import BadRequest, BrokenReply, ConnectionFailed, TimedOut
-from remote_vae.wire import DecodeRequest, Result
+from remote_vae.errors import (
+    BadRequest,
+    BrokenReply,
+    ConnectionFailed,
+    ConnectionLost,
+    RemoteVAEError,
+    TimedOut,
+)
+from remote_vae.patience import DEFAULT_PATIENCE, Patience, Tries
+from remote_vae.protocol import Request
+from remote_vae.wire import Result
 
 T = TypeVar("T")
-Timeout = float | tuple[float | None, float | None] | None
-"""Seconds to wait: for everything, or (to connect, for the answer); None waits for ever."""
-
-DEFAULT_TIMEOUT: Timeout = (10.0, 300.0)  # a cold model loads its weights before it answers
 IN_FLIGHT = 4
 CHUNK = 2**20
+MAX_REPLY = 2**31  # bytes: a header alone makes us allocate no more
 
 
 class Transport(ABC):
-    """Carries requests to a server and results back. Subclasses say how one request goes; thread-safe."""
+    """Carries requests to a server and results back. Subclasses say how one try goes; thread-safe."""
+
+    patience = Patience(retries=0)
 
     @abstractmethod
-    def send_one(self, request: DecodeRequest) -> Result:
-        """Send one request and wait for its result. Raises RemoteVAEError and nothing else."""
+    def try_one(self, request: Request) -> Result:
+        """Send one request and wait `request.deadline_s` for its result. Raises RemoteVAEError and nothing else."""
 
     @abstractmethod
-    async def send_one_async(self, request: DecodeRequest) -> Result:
+    async def try_one_async(self, request: Request) -> Result:
         """The same without blocking the event loop."""
 
     @abstractmethod
-    def describe(self) -> dict[str, Any]:
-        """What the server says of the model."""
+    def describe(self, wake: bool = False) -> dict[str, Any]:
+        """What the server says of the model; `wake` starts a replica to say it, where there is none."""
 
     @abstractmethod
-    async def describe_async(self) -> dict[str, Any]: ...
+    async def describe_async(self, wake: bool = False) -> dict[str, Any]: ...
 
-    def send_ref(self, request: DecodeRequest) -> Any:
+    def send_one(self, request: Request) -> Result:
+        """Send one request, again where that may help, and wait for its result. Raises RemoteVAEError and nothing else."""
+        tries = Tries(self.patience)
+        while True:
+            try:
+                return self.try_one(replace(request, deadline_s=tries.left_s(self.patience.one_try_s)))
+            except RemoteVAEError as error:
+                time.sleep(tries.pause_after(error))
+
+    async def send_one_async(self, request: Request) -> Result:
+        """The same without blocking the event loop."""
+        tries = Tries(self.patience)
+        while True:
+            try:
+                return await self.try_one_async(replace(request, deadline_s=tries.left_s(self.patience.one_try_s)))
+            except RemoteVAEError as error:
+                await asyncio.sleep(tries.pause_after(error))
+
+    def send_ref(self, request: Request) -> Any:
         """The Ray ObjectRef of the plain result (`calls.open_result` reads it)."""
         raise BadRequest("as_ref=True needs a Ray handle; over HTTP the result comes as bytes", parameter="as_ref")
 
-    async def send_ref_async(self, request: DecodeRequest) -> Any:
+    async def send_ref_async(self, request: Request) -> Any:
         return self.send_ref(request)
 
     def refuse_blocking(self) -> None:
@@ -62,7 +90,7 @@ class Transport(ABC):
     def close(self) -> None:
         """Give connections back."""
 
-    def send(self, batch: Sequence[DecodeRequest]) -> list[Result]:
+    def send(self, batch: Sequence[Request]) -> list[Result]:
         """Send the requests of one call, at most `IN_FLIGHT` at a time; results in order."""
         self.refuse_blocking()
         if len(batch) == 1:
@@ -70,10 +98,10 @@ class Transport(ABC):
         with ThreadPoolExecutor(min(IN_FLIGHT, len(batch))) as pool:
             return list(pool.map(self.send_one, batch))
 
-    async def send_async(self, batch: Sequence[DecodeRequest]) -> list[Result]:
+    async def send_async(self, batch: Sequence[Request]) -> list[Result]:
         slots = asyncio.Semaphore(IN_FLIGHT)
 
-        async def one(request: DecodeRequest) -> Result:
+        async def one(request: Request) -> Result:
             async with slots:
                 return await self.send_one_async(request)
 
@@ -103,89 +131,137 @@ def _session(connections: int) -> requests.Session:
     return session
 
 
-def _patience(timeout: Timeout) -> float | None:
-    """Seconds for the whole answer; None for ever. Raises BadRequest."""
-    parts = timeout if isinstance(timeout, tuple) else (timeout,)
-    for part in parts:
-        if part is not None and (isinstance(part, bool) or not isinstance(part, (int, float)) or not part > 0):
-            raise BadRequest(
-                f"timeout is {timeout!r}; expected seconds above 0, a pair of them, or None", parameter="timeout"
-            )
-    return None if None in parts else sum(part for part in parts if part is not None)
-
-
 class HttpTransport(Transport):
-    """Posts to a model's URL over kept-alive connections."""
+    """Posts to a model's URL over kept-alive connections.
 
-    def __init__(self, endpoint: str, timeout: Timeout = DEFAULT_TIMEOUT, connections: int = IN_FLIGHT) -> None:
+    Args:
+        endpoint: the URL; may hold userinfo (`http://:TOKEN@host`) and a query.
+        token: sent as `Authorization: Bearer`.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        patience: Patience = DEFAULT_PATIENCE,
+        connections: int = IN_FLIGHT,
+        token: str | None = None,
+    ) -> None:
         if not endpoint.lower().startswith(("http://", "https://")):
             raise BadRequest(f"endpoint is {endpoint!r}; expected a URL such as http://127.0.0.1:8000/demo",
                              parameter="endpoint")  # fmt: skip
         self._endpoint = endpoint
         self._shown = re.sub(r"//[^/]*@", "//", endpoint)  # for messages: without the token that may stand in it
-        self._timeout = timeout
-        self._patience = _patience(timeout)
+        self._authorization = _authorization(token)
+        self.patience = patience
         size = max(connections, IN_FLIGHT)
         self._threads = PerProcess(lambda: ThreadPoolExecutor(size, thread_name_prefix="remote-vae-http"))
         self._session = PerProcess(lambda: _session(size))
 
-    def send_one(self, request: DecodeRequest) -> Result:
+    def try_one(self, request: Request) -> Result:
         query, headers, body = request.to_http()
-        return Result.from_http(*self._request("POST", query, headers, body))
+        # Decoding is what the URL itself does, on every server of the protocol.
+        below = "" if request.verb == "decode" else request.verb
+        return Result.from_http(*self._request("POST", below, query, headers, body, request.deadline_s))
 
-    async def send_one_async(self, request: DecodeRequest) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._threads.get(), self.send_one, request)
+    async def try_one_async(self, request: Request) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._threads.get(), self.try_one, request)
 
-    def describe(self) -> dict[str, Any]:
-        _, content = self._request("GET", [], {"accept": "application/json"}, None)
+    def describe(self, wake: bool = False) -> dict[str, Any]:
+        return self.read("describe", "POST") if wake else self.read()
+
+    async def describe_async(self, wake: bool = False) -> dict[str, Any]:
+        return await asyncio.get_running_loop().run_in_executor(self._threads.get(), self.describe, wake)
+
+    def read(self, below: str = "", method: str = "GET") -> dict[str, Any]:
+        """The JSON object at a path below the endpoint, with retries. Raises RemoteVAEError."""
+        tries = Tries(self.patience)
+        while True:
+            try:
+                left_s = tries.left_s(self.patience.one_try_s)
+                _, content = self._request(method, below, [], {"accept": "application/json"}, None, left_s)
+                break
+            except RemoteVAEError as error:
+                time.sleep(tries.pause_after(error))
         try:
-            description = json.loads(content)
+            fields = json.loads(content)
         except (ValueError, RecursionError):
-            description = None
-        if not isinstance(description, dict):
-            raise BrokenReply(f"{self._shown} did not describe a model; is it the URL of a remote-vae server?")
-        return description
-
-    async def describe_async(self) -> dict[str, Any]:
-        return await asyncio.get_running_loop().run_in_executor(self._threads.get(), self.describe)
+            fields = None
+        if not isinstance(fields, dict):
+            raise BrokenReply(f"{self._shown} did not describe itself; is it the URL of a remote-vae server?")
+        return fields
 
     def close(self) -> None:
         self._threads.get().shutdown(wait=False)
         self._session.get().close()
 
-    def _request(self, method: str, query: Any, headers: dict[str, str], body: Any) -> tuple[dict[str, str], bytes]:
+    def _request(
+        self, method: str, below: str, query: Any, headers: dict[str, str], body: Any, left_s: float | None
+    ) -> tuple[dict[str, str], bytearray]:
         """Headers, with lower-case names, and body of a 2xx. Raises RemoteVAEError for everything else."""
-        give_up = None if self._patience is None else time.monotonic() + self._patience
+        give_up = None if left_s is None else time.monotonic() + left_s
+        connect_s, answer_s = (_sooner(part, left_s) for part in self.patience.connect_and_answer)
         try:
             with self._session.get().request(
-                method, self._endpoint, params=query, headers=headers, data=body, timeout=self._timeout, stream=True
-            ) as response:
-                content = self._content(response.raw, give_up)
+                method, _below(self._endpoint, below), params=query, headers=headers | self._authorization, data=body,
+                timeout=(connect_s, answer_s), stream=True,
+            ) as response:  # fmt: skip
+                content = _content(response, give_up)
         except (requests.Timeout, urllib3.exceptions.TimeoutError) as error:
-            raise TimedOut(f"{self._shown} did not answer within {self._timeout} s") from error
+            granted = f"timeout {self.patience.timeout} s, deadline {self.patience.deadline} s"
+            raise TimedOut(f"{self._shown} did not answer in time ({granted})") from error
         except requests.ConnectionError as error:
             if _is_no_http(error):
                 raise BrokenReply(f"{self._shown} answered with something that is no HTTP") from error
             raise ConnectionFailed(f"{self._shown} cannot be reached; is the server running?") from error
-        except requests.exceptions.InvalidURL as error:
+        except (requests.exceptions.InvalidURL, ValueError) as error:
             raise BadRequest(f"endpoint is {self._shown!r}, which is no URL", parameter="endpoint") from error
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-            raise BrokenReply(
+            raise ConnectionLost(
                 f"{self._shown} broke off in the middle of its answer ({type(error).__name__})"
             ) from error
         lowered = {name.lower(): value for name, value in response.headers.items()}
         if not response.ok:
-            raise errors.parse(response.status_code, lowered, content)
+            raise errors.parse(response.status_code, lowered, bytes(content))
         return lowered, content
 
-    def _content(self, raw: Any, give_up: float | None) -> bytes:
-        """The body, read as it comes: a time-out of the socket's starts anew with every packet, ours does not."""
-        chunks = []
-        while chunk := raw.read1(CHUNK, decode_content=True):
-            chunks.append(chunk)
-            if give_up is not None and time.monotonic() > give_up:
-                raise requests.Timeout
-        return b"".join(chunks)
+
+def _content(response: requests.Response, give_up: float | None) -> bytearray:
+    """The body, read as it comes into memory of its length: a reply is never held twice. (A time-out of the socket's starts
+    anew with every packet, ours does not.)"""
+    announced = response.headers.get("content-length", "")
+    plain = announced.isdecimal() and "content-encoding" not in response.headers
+    body = bytearray(int(announced)) if plain and int(announced) <= MAX_REPLY else bytearray()
+    filled = 0
+    while chunk := response.raw.read1(CHUNK, decode_content=True):
+        body[filled : filled + len(chunk)] = chunk
+        filled += len(chunk)
+        if give_up is not None and time.monotonic() > give_up:
+            raise requests.Timeout
+    del body[filled:]
+    return body
+
+
+def _sooner(seconds: float | None, left_s: float | None) -> float | None:
+    return min((value for value in (seconds, left_s) if value is not None), default=None)
+
+
+def _below(endpoint: str, path: str) -> str:
+    """The URL of a path below the endpoint's; the endpoint itself for "", or where it already ends so."""
+    if not path:
+        return endpoint
+    parts = urlsplit(endpoint)
+    trunk = parts.path.rstrip("/")
+    if trunk.endswith(f"/{path}"):
+        return endpoint
+    return urlunsplit(parts._replace(path=f"{trunk.removesuffix('/decode')}/{path}"))
+
+
+def _authorization(token: str | None) -> dict[str, str]:
+    if token is None:
+        return {}
+    if not token or not token.isascii() or not token.isprintable():
+        raise BadRequest("token is empty or holds a character that no header can", parameter="token")
+    return {"authorization": f"Bearer {token}"}
 
 
 def _is_no_http(error: requests.ConnectionError) -> bool:

@@ -19,6 +19,7 @@ from ray.serve.exceptions import RayServeException
 
 from remote_vae.errors import UnknownModel
 from remote_vae.handles import HandleTransport
+from remote_vae.patience import Patience
 from remote_vae.wire import PROTOCOL
 from remote_vae_serve.http import RESERVED
 from remote_vae_serve.placement import Shortage, shortages
@@ -29,6 +30,7 @@ logger = logging.getLogger("ray.serve")
 State = Literal["cold", "starting", "ready", "failed"]
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 REFRESH_S = 1.0
+ENDLESS = Patience(timeout=None)
 ASK_AGAIN_S = 30.0  # a failed replica may have mended; asked more often, it would never look idle to the autoscaler
 GRACE_S = 6.0  # a replica's process starts within it; longer, and what it lacks is held by others
 DESCRIBE_TIMEOUT_S = 5.0
@@ -188,7 +190,7 @@ class Catalogue:
 
 def _transport_to(name: str) -> HandleTransport | None:
     try:
-        return HandleTransport(serve.get_app_handle(name), timeout=None)  # the HTTP side has the deadline
+        return HandleTransport(serve.get_app_handle(name), ENDLESS)  # the HTTP side has the deadline
     except RayServeException:
         return None  # not there yet; the next refresh tries again
 
@@ -196,7 +198,7 @@ def _transport_to(name: str) -> HandleTransport | None:
 def _ask(name: str) -> dict[str, Any]:
     """What a running replica says of itself; {} if it does not answer soon."""
     try:
-        return HandleTransport.of_app(name, DESCRIBE_TIMEOUT_S).describe()
+        return HandleTransport.of_app(name, Patience(DESCRIBE_TIMEOUT_S)).describe()
     except Exception as error:
         logger.warning("a replica did not describe itself: %s", error)
         return {}

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from remote_vae.decoding import Output
 from remote_vae.errors import BadRequest
 from remote_vae.tensors import RawTensor, from_array
-from remote_vae.wire import Output, Result
+from remote_vae.wire import Result
 from remote_vae_serve.families import Media
 from remote_vae_serve.video import to_mp4
 

@@ -41,6 +41,11 @@ class IngressConfig(Arguments):
     )
     max_body_mib: float = Field(256, gt=0, description="Largest request body, in MiB; larger ones get a 413.")
     deadline_s: float = Field(300, gt=0, description="Seconds after which a request gets a 504.")
+    hosts: dict[str, str] = Field(
+        default_factory=dict,
+        description="Host name to model: a POST to / with that Host decodes with that model, for clients that know the "
+        "host of an endpoint and no path.",
+    )
     num_cpus: Reservation = Field(0.1, description="CPUs that Ray reserves for the replica.")
 
 
@@ -62,6 +67,11 @@ class VAEConfig(Arguments):
     variant: str | None = Field(None, description="Variant of the weights, e.g. `fp16`.")
     dtype: DType = Field(
         "auto", description="What the decoder runs in; `auto` is the family's safe choice on the device."
+    )
+    encode_dtype: DType = Field(
+        "auto",
+        description="What the encoder runs in; `auto` never is bfloat16. Where it is not `dtype`, a second copy of the weights "
+        "is loaded at the first encode.",
     )
     device: Device = Field("auto", description="`auto` is cuda where Ray assigned a GPU, else cpu.")
     num_gpus: Literal["auto"] | Reservation = Field(

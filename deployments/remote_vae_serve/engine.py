@@ -8,18 +8,21 @@ from __future__ import annotations
 import inspect
 import os
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import diffusers
 import torch
 
+from remote_vae.decoding import DecodeRequest
+from remote_vae.encoding import EncodeRequest, SampleMode
 from remote_vae.errors import BadRequest, ModelFailed
 from remote_vae.tensors import to_torch
-from remote_vae.wire import DecodeRequest
 from remote_vae_serve import codecs, weights
 from remote_vae_serve.config import VAEConfig
-from remote_vae_serve.families import LatentSpace, Layout, Size, scale_and_shift
+from remote_vae_serve.families import LatentSpace, Layout, Size, scale_and_shift, shift_and_scale
+from remote_vae_serve.pictures import Prepared, prepare
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,13 +37,19 @@ class Unpacked:
 class Engine(ABC):
     """One model on one device.
 
-    `load` first; then `unpack` (host), `decode` (device) and `codecs.write` (host) are the stages of a request.
-    `decode` and `encode` are called from one thread at a time.
+    `load` first; then `unpack` (host), `decode` (device) and `codecs.write` (host) are the stages of a decode, `prepare`,
+    `encode` and `pack` those of an encode. `decode` and `encode` are called from one thread at a time.
+
+    Attributes:
+        dtype, encode_dtype: what decoder and encoder run in.
+        model_config: the model's config.json, its class's defaults filled in.
     """
 
     space: LatentSpace
     dtype: torch.dtype
+    encode_dtype: torch.dtype
     device: str
+    model_config: Mapping[str, Any] = {}
 
     @abstractmethod
     def load(self) -> None:
@@ -51,13 +60,24 @@ class Engine(ABC):
         """Decode denormalised latents `[B, C, h, w]` of `dtype` to pixels `[B, 3, H, W]` on the device."""
 
     @abstractmethod
-    def encode(self, pixels: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        """Encode pixels `[B, 3, H, W]` in [-1, 1] to latents, not normalised: sampled with a generator, else the mode."""
+    def encode(
+        self, pixels: torch.Tensor, mode: SampleMode = SampleMode.SAMPLE, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        """Encode pixels `[B, 3, H, W]` in [-1, 1] to latents, not normalised, or to the moments of their distribution.
+
+        Args:
+            generator: of the sample, on the CPU; None for chance.
+        """
 
     @property
     def revision(self) -> str:
         """What identifies the weights."""
         return ""
+
+    @property
+    def encodes(self) -> Literal["moments", "latents"] | None:
+        """What the encoder gives: the moments of a distribution, or latents; None where there is no encoder."""
+        return "moments" if self.space.family.has_distribution else "latents"
 
     def unpack(self, request: DecodeRequest) -> Unpacked:
         """Check a request against the model; bring its latents into the decoder's layout, scale and dtype.
@@ -94,6 +114,24 @@ class Engine(ABC):
             )
         return Unpacked(ready, layout, tuple(latents.shape))
 
+    def prepare(self, request: EncodeRequest) -> Prepared:
+        """The pixels of a request as the encoder takes them, in `encode_dtype`. Raises BadRequest naming the parameter."""
+        if self.encodes is None:
+            raise BadRequest(f"{self.space.class_name} has no encoder; it only decodes", parameter="model")
+        if self.encodes == "latents" and request.sample_mode is SampleMode.MOMENTS:
+            raise BadRequest(f"{self.space.class_name} encodes to latents, not to a distribution; use argmax",
+                             parameter="sample_mode")  # fmt: skip
+        prepared = prepare(request, self.space)
+        return replace(prepared, pixels=prepared.pixels.to(self.encode_dtype))
+
+    def pack(self, latents: torch.Tensor, prepared: Prepared, request: EncodeRequest) -> torch.Tensor:
+        """What the encoder gave, in the convention that the request asks for: `[B, C, h, w]` or `[B, C, T, h, w]`."""
+        scaling = request.scaling
+        scaled = (
+            self.space.normalise(latents) if scaling.own else shift_and_scale(latents, scaling.factor, scaling.shift)
+        )
+        return prepared.unfold(scaled)
+
 
 class DiffusersEngine(Engine):
     """A diffusers autoencoder, loaded from safetensors and run eagerly.
@@ -106,23 +144,31 @@ class DiffusersEngine(Engine):
     def __init__(self, config: VAEConfig, device: str) -> None:
         self._config = config
         self._vae: Any = None
+        self._encoder: Any = None
         self.device = device
 
     def load(self) -> None:
         self._set_threads()
         self._weights = weights.fetch(self._config)
-        self.space = latent_space(self._weights.config(), self._config.source)
+        self.model_config = filled_in(self._weights.config(), self._config.source)
+        self.space = latent_space(self.model_config, self._config.source)
         safe = self.space.family.safe_dtype(self.space, self.device)
         self.dtype = safe if self._config.dtype == "auto" else getattr(torch, self._config.dtype)
-        model_class = getattr(diffusers, self.space.class_name)
+        safe = self.space.family.safe_encode_dtype(self.space, self.device)
+        self.encode_dtype = safe if self._config.encode_dtype == "auto" else getattr(torch, self._config.encode_dtype)
+        self._vae = self._load(self.dtype)
+        self._encoder = self._vae if self.encode_dtype == self.dtype else None
+
+    def _load(self, dtype: torch.dtype) -> Any:
+        """The model in that dtype. Raises ModelFailed."""
         try:
-            vae, loaded = model_class.from_pretrained(
-                self._weights.folder, variant=self._config.variant, torch_dtype=self.dtype, use_safetensors=True,
+            vae, loaded = getattr(diffusers, self.space.class_name).from_pretrained(
+                self._weights.folder, variant=self._config.variant, torch_dtype=dtype, use_safetensors=True,
                 output_loading_info=True,
             )  # fmt: skip
             if loaded["missing_keys"]:
                 raise ValueError(f"its safetensors lack {', '.join(sorted(loaded['missing_keys'])[:3])}")
-            self._vae = vae.to(self.device).eval().requires_grad_(False)
+            return vae.to(self.device).eval().requires_grad_(False)
         except Exception as error:  # whatever the loading code raises becomes a reason that clients see
             raise ModelFailed(
                 f"{self._config.source} could not be loaded: {load_reason(error, self.device)}"
@@ -139,22 +185,33 @@ class DiffusersEngine(Engine):
         return pixels
 
     @torch.inference_mode()
-    def encode(self, pixels: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        encoded = self._vae.encode(pixels.to(self.device, self.dtype))
-        if hasattr(encoded, "latent_dist"):
-            distribution = encoded.latent_dist
-            latents: torch.Tensor = distribution.mode() if generator is None else distribution.sample(generator)
-            return latents
-        latents = encoded.latents  # AutoencoderTiny has no distribution
+    def encode(
+        self, pixels: torch.Tensor, mode: SampleMode = SampleMode.SAMPLE, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        if self._encoder is None:  # in another dtype than the decoder; whoever only decodes never pays for it
+            self._encoder = self._load(self.encode_dtype)
+            self._encoder.decoder = None
+        encoded = self._encoder.encode(pixels.to(self.device, self.encode_dtype))
+        latents: torch.Tensor
+        if not self.space.family.has_distribution:
+            latents = encoded.latents
+        elif mode is SampleMode.SAMPLE:
+            latents = encoded.latent_dist.sample(generator)
+        else:
+            latents = encoded.latent_dist.mode() if mode is SampleMode.ARGMAX else encoded.latent_dist.parameters
         return latents
+
+    @property
+    def encodes(self) -> Literal["moments", "latents"] | None:
+        return super().encodes if hasattr(self._vae, "encode") else None
 
     @property
     def revision(self) -> str:
         return self._weights.revision
 
 
-def latent_space(config: dict[str, Any], source: str) -> LatentSpace:
-    """What a model's config.json says of its latents, its class's defaults filled in; no weight is read.
+def filled_in(config: dict[str, Any], source: str) -> dict[str, Any]:
+    """A model's config.json with its class's defaults in place of what it leaves out; no weight is read.
 
     Raises:
         ModelFailed: its class is no autoencoder of the installed diffusers.
@@ -167,8 +224,15 @@ def latent_space(config: dict[str, Any], source: str) -> LatentSpace:
             f"({diffusers.__version__}); is `subfolder` right?"
         )
     parameters = inspect.signature(model_class).parameters.values()
+    defaults = {one.name: one.default for one in parameters if one.default is not inspect.Parameter.empty}
+    return defaults | {key: value for key, value in config.items() if key != "_name_or_path"}  # a path of somebody's
+
+
+def latent_space(config: Mapping[str, Any], source: str) -> LatentSpace:
+    """What a model's filled-in config says of its latents. Raises ModelFailed where it does not."""
+    name = config["_class_name"]
     try:
-        return LatentSpace.of(name, {parameter.name: parameter.default for parameter in parameters} | config)
+        return LatentSpace.of(name, config)
     except (KeyError, TypeError) as error:
         raise ModelFailed(
             f"{source} is a {name}, whose config does not say its {error}; it cannot be served yet"

@@ -9,7 +9,9 @@ import asyncio
 import logging
 import re
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from starlette.applications import Starlette
@@ -26,7 +28,11 @@ from remote_vae.errors import (
     UnknownRoute,
     WrongMethod,
 )
-from remote_vae.wire import DecodeRequest, Result
+from remote_vae.messages import DEADLINE_HEADER, deadline_of
+from remote_vae.protocol import Request as VAERequest
+from remote_vae.protocol import Verb, read_request
+from remote_vae.wire import Result
+from remote_vae_serve.openapi import document
 
 logger = logging.getLogger("ray.serve")
 
@@ -38,59 +44,127 @@ RESERVED = frozenset({"health", "models", "openapi.json"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
-Decoder = Callable[[DecodeRequest], Awaitable[Result]]
-"""One model, somewhere. Raises RemoteVAEError."""
+Answerer = Callable[[VAERequest], Awaitable[Result]]
+"""One model, somewhere: decodes and encodes. Raises RemoteVAEError."""
 
 
 class Models(Protocol):
     """The models that this app serves."""
 
-    def find(self, name: str) -> Decoder:
+    def find(self, name: str) -> Answerer:
         """The model of that name. Raises UnknownModel, or Unavailable where it exists and cannot answer."""
 
     def describe(self, name: str) -> dict[str, Any]:
         """What is known of it, without waking it. Raises UnknownModel."""
 
+    async def ask(self, name: str) -> dict[str, Any]:
+        """What a replica of it says, started where there is none. Raises what `find` does."""
+
     def names(self) -> list[str]:
         """All names, sorted."""
 
 
-def create_app(models: Models, max_body: int, deadline_s: float) -> Starlette:
+def create_app(
+    models: Models, max_body: int, deadline_s: float, hosts: Mapping[str, str] = MappingProxyType({})
+) -> Starlette:
     """The app.
 
     Args:
         max_body: largest request body in bytes.
-        deadline_s: seconds after which a request is answered with a 504.
+        deadline_s: seconds after which a request is answered with a 504; sooner where its client says so.
+        hosts: Host name, without port, to model: what a POST to `/` means.
     """
+    to = Endpoints(models, max_body, deadline_s, hosts)
 
-    async def health(request: Request) -> Response:
-        return JSONResponse({"status": "ok", "models": len(models.names())})
+    def route(path: str, endpoint: Endpoint, *methods: str) -> list[Route]:
+        # Both spellings are answered: Starlette's redirect (307) would make the client send its body twice.
+        spellings = (path, path + "/")
+        right = [Route(spelling, to.guarded(endpoint), methods=list(methods)) for spelling in spellings]
+        # What a path is not for is said there, before `/{model}` takes its name for a model's.
+        return right + [Route(spelling, to.guarded(to.wrong_method), methods=EVERY) for spelling in spellings]
 
-    async def list_models(request: Request) -> Response:
-        return JSONResponse({"models": [models.describe(name) for name in models.names()]})
+    handlers: dict[Any, Any] = {404: _handler(to.guarded(to.unknown)), 405: _handler(to.guarded(to.wrong_method))}
+    app = Starlette(
+        routes=[
+            Route("/", to.guarded(to.by_host), methods=EVERY),
+            *route("/health", to.health, "GET"),
+            *route("/openapi.json", to.openapi, "GET"),
+            *route("/models", to.models, "GET"),
+            *route("/{model}", to.model, "GET", "POST"),
+            *route("/{model}/decode", to.decode, "POST"),
+            *route("/{model}/encode", to.encode, "POST"),
+            *route("/{model}/describe", to.wake, "POST"),
+        ],
+        exception_handlers=handlers,
+    )
+    app.router.redirect_slashes = False
+    return app
 
-    async def describe(request: Request) -> Response:
-        return JSONResponse(models.describe(request.path_params["model"]))
 
-    async def decode(request: Request) -> Response:
-        name = request.path_params["model"]
-        decoder = models.find(name)  # before the body: an unknown model is not worth reading it
+class Endpoints:
+    """What each route does. Each raises RemoteVAEError; `guarded` makes an answer of it."""
 
-        async def read_and_decode() -> tuple[DecodeRequest, Result]:
-            body = await _read(request, max_body)
-            read = DecodeRequest.from_http(request.query_params.multi_items(), dict(request.headers), body)
-            return read, await decoder(read)
+    def __init__(self, models: Models, max_body: int, deadline_s: float, hosts: Mapping[str, str]) -> None:
+        self._models = models
+        self._max_body = max_body
+        self._deadline_s = deadline_s
+        self._hosts = {host.lower(): name for host, name in hosts.items()}
 
-        decode_request, result = await asyncio.wait_for(read_and_decode(), deadline_s)
-        answer_headers, answer = result.to_http(decode_request.reply)
-        return Response(bytes(answer), headers=answer_headers)
+    async def health(self, request: Request) -> Response:
+        return JSONResponse({"status": "ok", "models": len(self._models.names())})
 
-    async def model(request: Request) -> Response:
+    async def openapi(self, request: Request) -> Response:
+        return JSONResponse(document())
+
+    async def models(self, request: Request) -> Response:
+        return JSONResponse({"models": [self._models.describe(name) for name in self._models.names()]})
+
+    async def wake(self, request: Request) -> Response:
+        return JSONResponse(await asyncio.wait_for(self._models.ask(_name(request)), self._deadline_s))
+
+    async def decode(self, request: Request) -> Response:
+        return await self._answer(request, _name(request), "decode")
+
+    async def encode(self, request: Request) -> Response:
+        return await self._answer(request, _name(request), "encode")
+
+    async def model(self, request: Request) -> Response:
         if request.method in ("GET", "HEAD"):
-            return await describe(request)
-        return await decode(request)
+            return JSONResponse(self._models.describe(_name(request)))
+        return await self._answer(request, _name(request), None)
 
-    def guarded(endpoint: Endpoint) -> Endpoint:
+    async def by_host(self, request: Request) -> Response:
+        """The way of clients that hold a host name for an endpoint, and no path."""
+        name = self._hosts.get(request.headers.get("host", "").partition(":")[0].lower())
+        if request.method != "POST" or name is None:
+            return await self.unknown(request)
+        return await self._answer(request, name, None)
+
+    async def unknown(self, request: Request) -> Response:
+        raise UnknownRoute(f"No route {request.url.path[:200]!r}; POST to /<model> or GET /models, /<model>, /health")
+
+    async def wrong_method(self, request: Request) -> Response:
+        raise WrongMethod(
+            f"{request.method} is not for {request.url.path[:200]!r}; decoding and encoding are a POST to /<model>, "
+            "reading is a GET"
+        )
+
+    async def _answer(self, request: Request, name: str, verb: Verb | None) -> Response:
+        """Read the request, have the model answer it, write its result."""
+        model = self._models.find(name)  # before the body: an unknown model is not worth reading it
+        now = asyncio.get_running_loop().time
+        give_up = now() + min(deadline_of(request.headers) or self._deadline_s, self._deadline_s)
+
+        async def read_and_answer() -> tuple[VAERequest, Result]:
+            body = await _read(request, self._max_body)
+            read = read_request(verb, request.query_params.multi_items(), dict(request.headers), body)
+            return read, await model(replace(read, deadline_s=max(give_up - now(), 0.001)))
+
+        read, result = await asyncio.wait_for(read_and_answer(), give_up - now())
+        headers, body = result.to_http(read.reply)
+        return Response(bytes(body), headers=headers)
+
+    def guarded(self, endpoint: Endpoint) -> Endpoint:
         """The endpoint with every failure turned into the contract's JSON, and the request's id on every answer."""
 
         async def run(request: Request) -> Response:
@@ -100,10 +174,10 @@ def create_app(models: Models, max_body: int, deadline_s: float) -> Starlette:
                 response = await endpoint(request)
             except ClientDisconnect:
                 return Response(status_code=499)  # nobody reads it
+            except DeadlineExceeded as error:
+                response = _answer(error, request_id)
             except (TimeoutError, asyncio.TimeoutError):
-                response = _answer(
-                    DeadlineExceeded(f"No result within the server's deadline of {deadline_s:g} s"), request_id
-                )
+                response = _answer(DeadlineExceeded(_too_late(request, self._deadline_s)), request_id)
             except RemoteVAEError as error:
                 response = _answer(error, request_id)
             except Exception:
@@ -117,33 +191,15 @@ def create_app(models: Models, max_body: int, deadline_s: float) -> Starlette:
 
         return run
 
-    async def unknown(request: Request) -> Response:
-        raise UnknownRoute(f"No route {request.url.path[:200]!r}; POST to /<model> or GET /models, /<model>, /health")
 
-    async def wrong_method(request: Request) -> Response:
-        raise WrongMethod(
-            f"{request.method} is not for {request.url.path[:200]!r}; decode is a POST to /<model>, reading a GET"
-        )
+def _name(request: Request) -> str:
+    return str(request.path_params["model"])
 
-    def route(path: str, endpoint: Endpoint, *methods: str) -> list[Route]:
-        # Both spellings are answered: Starlette's redirect (307) would make the client send its body twice.
-        spellings = (path, path + "/")
-        right = [Route(spelling, guarded(endpoint), methods=list(methods)) for spelling in spellings]
-        # What a path is not for is said there, before `/{model}` takes its name for a model's.
-        return right + [Route(spelling, guarded(wrong_method), methods=EVERY) for spelling in spellings]
 
-    handlers: dict[Any, Any] = {404: _handler(guarded(unknown)), 405: _handler(guarded(wrong_method))}
-    app = Starlette(
-        routes=[
-            *route("/health", health, "GET"),
-            *route("/models", list_models, "GET"),
-            *route("/{model}", model, "GET", "POST"),
-            *route("/{model}/decode", decode, "POST"),
-        ],
-        exception_handlers=handlers,
-    )
-    app.router.redirect_slashes = False
-    return app
+def _too_late(request: Request, deadline_s: float) -> str:
+    if request.headers.get(DEADLINE_HEADER) and (deadline_of(request.headers) or deadline_s) < deadline_s:
+        return f"No result within the {request.headers[DEADLINE_HEADER]} ms that the client gives it"
+    return f"No result within the server's deadline of {deadline_s:g} s"
 
 
 def _handler(endpoint: Endpoint) -> Callable[[Request, Exception], Awaitable[Response]]:

@@ -11,10 +11,11 @@ from starlette.applications import Starlette
 
 from remote_vae.errors import ModelFailed, ModelStarting
 from remote_vae.handles import HandleTransport
-from remote_vae.wire import DecodeRequest, Result
+from remote_vae.protocol import Request
+from remote_vae.wire import Result
 from remote_vae_serve.catalogue import Catalogue
 from remote_vae_serve.config import IngressConfig
-from remote_vae_serve.http import Decoder, create_app
+from remote_vae_serve.http import Answerer, create_app
 
 PATIENCE_S = 14.0  # a client hears within 20 s that nobody can place its model
 WATCH_S = 1.0
@@ -29,20 +30,21 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> Starlette:
         """Serve calls this after the constructor and serves what it returns."""
-        return create_app(self, int(self._config.max_body_mib * 2**20), self._config.deadline_s)
+        config = self._config
+        return create_app(self, int(config.max_body_mib * 2**20), config.deadline_s, config.hosts)
 
-    def find(self, name: str) -> Decoder:
+    def find(self, name: str) -> Answerer:
         """The way to a model. Raises UnknownModel, ModelFailed or ModelStarting."""
         model = self._catalogue.get(name)
         if model.transport is not None:
-            return partial(self._decode, model.transport, name)
+            return partial(self._answer, model.transport, name)
         if model.state == "failed":
             raise ModelFailed(f"{name} could not be deployed: {model.reason}", retry_after=30)
         raise ModelStarting(f"{name} is being deployed; try again", retry_after=2)
 
-    async def _decode(self, transport: HandleTransport, name: str, request: DecodeRequest) -> Result:
+    async def _answer(self, transport: HandleTransport, name: str, request: Request) -> Result:
         """Send the request on; give up where the model's replica cannot be placed, which could last for ever."""
-        answer = asyncio.ensure_future(transport.send_one_async(request))
+        answer = asyncio.ensure_future(transport.try_one_async(request))
         patience = PATIENCE_S
         try:
             while True:
@@ -57,6 +59,13 @@ class Ingress:
                     raise ModelStarting(f"{name} {shortage}; try again", retry_after=10)
         finally:
             answer.cancel()
+
+    async def ask(self, name: str) -> dict[str, Any]:
+        """What a replica says of the model; one is started where there is none."""
+        self.find(name)
+        transport = self._catalogue.get(name).transport
+        assert transport is not None
+        return await transport.describe_async(wake=True)
 
     def describe(self, name: str) -> dict[str, Any]:
         return self._catalogue.get(name).describe()

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray import serve
 
+from remote_vae.decoding import DecodeRequest
+from remote_vae.encoding import EncodeRequest
 from remote_vae.errors import ModelFailed, RemoteVAEError
-from remote_vae.wire import PROTOCOL, DecodeRequest
+from remote_vae.wire import PROTOCOL
 from remote_vae_serve.config import VAEConfig
 
 if TYPE_CHECKING:
@@ -50,6 +52,12 @@ class VAE:
         result = await pipeline.decode(DecodeRequest.from_plain(plain))
         return result.to_plain()
 
+    async def encode(self, plain: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Encode one request: `EncodeRequest.to_plain()` in, `Result.to_plain()` out. Raises RemoteVAEError."""
+        pipeline = await self._ready()
+        result = await pipeline.encode(EncodeRequest.from_plain(plain))
+        return result.to_plain()
+
     async def describe(self) -> dict[str, Any]:
         """The model as this replica sees it: plain values."""
         description = describe_arguments(self._config) | {
@@ -65,14 +73,19 @@ class VAE:
                 "device": self._engine.device,
                 "gpu_ids": ray.get_gpu_ids(),
                 "dtype": str(self._engine.dtype).removeprefix("torch."),
+                "encode_dtype": str(self._engine.encode_dtype).removeprefix("torch."),
+                "encode": self._engine.encodes,
                 "revision": self._engine.revision,
                 "class": space.class_name,
                 "family": space.family.name,
                 "latents": space.family.expected(space),
                 "latent_channels": space.channels,
                 "spatial_ratio": space.ratio,
+                "temporal_ratio": space.temporal_ratio,
+                "video": space.family.media == "video",
                 "scaling_factor": space.scaling_factor,
                 "shift_factor": space.shift_factor,
+                "config": dict(self._engine.model_config),
             }
         return description
 
@@ -113,7 +126,7 @@ class VAE:
 
 def describe_arguments(config: VAEConfig) -> dict[str, Any]:
     """What can be said of a model without a replica of it."""
-    fields = ("source", "subfolder", "revision", "variant", "dtype", "device", "num_gpus")
+    fields = ("source", "subfolder", "revision", "variant", "dtype", "encode_dtype", "device", "num_gpus")
     return {"protocol": PROTOCOL} | {
         name: getattr(config, name) for name in fields if getattr(config, name) is not None
     }

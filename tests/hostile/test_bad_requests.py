@@ -12,8 +12,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from in_process import InProcess, fake_engine, pipeline_of
+from remote_vae.decoding import DecodeRequest, Output
 from remote_vae.tensors import from_array
-from remote_vae.wire import DecodeRequest, Output
 from remote_vae_serve.http import create_app
 from samples import latents
 

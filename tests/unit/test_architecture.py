@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import remote_vae
-from remote_vae import AsyncRemoteVAE, RemoteVAE, remote_decode
+from remote_vae import AsyncRemoteVAE, RemoteVAE, remote_decode, remote_encode
 
 ROOT = Path(__file__).parents[2]
 CLIENT = {path.stem: path for path in (ROOT / "client" / "remote_vae").rglob("*.py")}
@@ -20,11 +20,13 @@ SERVER = {path.stem: path for path in (ROOT / "deployments" / "remote_vae_serve"
 
 # An import goes down only. A new module of the client gets a floor of its own here.
 FLOORS = {
-    "errors": 0, "tensors": 1, "parameters": 1, "wire": 2, "calls": 3, "transports": 3, "handles": 4, "client": 5, "__init__": 6,
-    "autoencoder": 7, "cli": 8, "__main__": 9,
+    "errors": 0, "tensors": 1, "parameters": 1, "messages": 2, "patience": 2, "wire": 3, "decoding": 4, "encoding": 4,
+    "protocol": 5, "calls": 6, "transports": 6, "encode_calls": 7, "handles": 7, "local": 7, "autoencoder": 7, "endpoints": 8,
+    "client": 9, "async_client": 10, "__init__": 11,
+    "tensor_files": 12, "files": 13, "benchmark": 13, "outputs": 14, "runs": 14, "options": 14, "cli": 15, "__main__": 16,
 }  # fmt: skip
 KNOWS_RAY = {"app", "ingress", "catalogue", "replica", "scaling", "serve_config", "cli"}
-KNOWS_TORCH = {"engine", "families", "pipeline", "codecs", "video", "fake", "fast"}
+KNOWS_TORCH = {"engine", "families", "pipeline", "codecs", "pictures", "video", "fake", "fast"}
 KNOWS_DIFFUSERS = {"engine", "fast"}
 
 
@@ -65,14 +67,16 @@ def test_the_floors_of_the_client_are_one_way(name: str) -> None:
 @pytest.mark.parametrize("name", SERVER)
 def test_the_server_takes_of_the_client_the_protocol_alone(name: str) -> None:
     ours = {i.split(".")[1] for i in imports(SERVER[name]) if i.startswith("remote_vae.")}
-    assert ours <= {"wire", "tensors", "errors", "handles"}
+    of_the_protocol = {"protocol", "messages", "parameters", "wire", "decoding", "encoding", "tensors", "errors"}
+    assert ours <= of_the_protocol | ({"handles", "patience"} if name in KNOWS_RAY else set())
 
 
 def test_each_library_is_known_to_few() -> None:
     assert importers(CLIENT, "ray") <= {"handles"}
     assert not importers(CLIENT, "ray", lazy=False)
-    assert not importers(CLIENT, "torch", lazy=False)
-    assert not importers(CLIENT, "diffusers", lazy=False)
+    assert importers(CLIENT, "torch", lazy=False) <= {"autoencoder"}  # which is imported by who asks for it
+    assert importers(CLIENT, "diffusers", lazy=False) <= {"autoencoder"}
+    assert not {name for name in CLIENT if "remote_vae.autoencoder" in set(imports(CLIENT[name], lazy=False))}
     assert importers(SERVER, "ray") <= KNOWS_RAY
     assert importers(SERVER, "torch", lazy=False) <= KNOWS_TORCH
     assert importers(SERVER, "diffusers") <= KNOWS_DIFFUSERS
@@ -91,18 +95,25 @@ def test_no_room_is_a_lumber_room() -> None:
 
 def test_the_names_of_the_package_are_these() -> None:
     assert remote_vae.__all__ == [
-        "AsyncRemoteVAE", "RemoteVAE", "RemoteVAEError", "errors", "open_result", "remote_decode",
+        "AsyncRemoteVAE", "RemoteVAE", "RemoteVAEError", "errors", "list_models", "open_result", "remote_decode",
+        "remote_encode",
     ]  # fmt: skip
     assert all(hasattr(remote_vae, name) for name in remote_vae.__all__)
 
 
-def test_all_three_ways_to_decode_take_the_same_arguments() -> None:
+def test_all_three_ways_to_decode_and_to_encode_take_the_same_arguments() -> None:
     def parameters(function: object, *besides: str) -> list[inspect.Parameter]:
         return [p for name, p in inspect.signature(function).parameters.items() if name not in besides]  # type: ignore[arg-type]
 
+    of_the_client = [name for name in inspect.signature(RemoteVAE.__init__).parameters if name != "workers"]
     blocking = parameters(RemoteVAE.decode, "self")
     assert parameters(AsyncRemoteVAE.decode, "self") == blocking
-    assert parameters(remote_decode, "endpoint", "timeout") == blocking
+    assert parameters(remote_decode, *of_the_client) == blocking
+    blocking = parameters(RemoteVAE.encode, "self")
+    assert parameters(AsyncRemoteVAE.encode, "self") == blocking
+    assert parameters(remote_encode, *of_the_client) == blocking
+    assert parameters(RemoteVAE.__init__) == parameters(AsyncRemoteVAE.__init__)
+    assert [one.name for one in parameters(remote_decode) if one.name in of_the_client] == of_the_client[1:]
 
 
 NOT_INSTALLED = """

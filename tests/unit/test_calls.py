@@ -17,9 +17,10 @@ from PIL import Image
 
 from remote_vae import open_result
 from remote_vae.calls import DecodeCall, open_image
+from remote_vae.decoding import Output
 from remote_vae.errors import BadRequest, BrokenReply
 from remote_vae.tensors import from_array, to_torch
-from remote_vae.wire import Output, Result, Scaling
+from remote_vae.wire import Result, Scaling
 from samples import latents
 
 Z = latents(1, 4, 2, 3)

@@ -19,9 +19,11 @@ from safetensors.torch import load_file, save_file
 
 from in_process import diffusers_engine, fake_engine, pipeline_of
 from pipeline_ends import decoder_input, local_pixels
+from remote_vae.decoding import DecodeRequest, Output
+from remote_vae.encoding import SampleMode
 from remote_vae.errors import BadRequest, ModelFailed
 from remote_vae.tensors import RawTensor, from_array, to_numpy, to_torch
-from remote_vae.wire import DecodeRequest, Output, Result, Scaling
+from remote_vae.wire import Result, Scaling
 from remote_vae_serve.codecs import JPEG_QUALITY
 from remote_vae_serve.engine import DiffusersEngine
 from samples import IMAGE_KINDS, KINDS, latents, samples_of, save_tiny_vae, tiny_vae
@@ -191,7 +193,7 @@ def test_encode_is_diffusers_encode_and_the_way_back_is_its_round_trip(folders: 
         encoded = vae.encode(pixels)
         expected = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
         round_trip = vae.decode(expected).sample
-    ours = engine.encode(pixels)
+    ours = engine.encode(pixels, SampleMode.ARGMAX)
     assert torch.equal(ours, expected)
     assert torch.equal(engine.decode(ours), round_trip)
     normalised = engine.space.normalise(expected.clone())
@@ -208,8 +210,8 @@ def test_encode_with_a_generator_is_diffusers_sample_of_the_same_seed(folders: P
 
     with torch.inference_mode():
         expected = tiny_vae("sd").encode(pixels).latent_dist.sample(seeded())
-    assert torch.equal(engine.encode(pixels, seeded()), expected)
-    assert not torch.equal(engine.encode(pixels), expected)
+    assert torch.equal(engine.encode(pixels, SampleMode.SAMPLE, seeded()), expected)
+    assert not torch.equal(engine.encode(pixels, SampleMode.ARGMAX), expected)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])

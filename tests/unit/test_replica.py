@@ -67,6 +67,7 @@ def test_a_cold_model_is_described_by_its_arguments() -> None:
         "subfolder": "vae",
         "variant": "fp16",
         "dtype": "auto",
+        "encode_dtype": "auto",
         "device": "auto",
         "num_gpus": 1,
     }

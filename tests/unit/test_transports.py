@@ -19,10 +19,11 @@ import pytest
 import torch
 
 from remote_vae import AsyncRemoteVAE, RemoteVAE, errors, remote_decode
+from remote_vae.decoding import DecodeRequest
 from remote_vae.errors import BadRequest, BrokenReply, ConnectionFailed, RemoteVAEError, TimedOut
 from remote_vae.tensors import to_torch
 from remote_vae.transports import IN_FLIGHT, HttpTransport, Transport
-from remote_vae.wire import DecodeRequest, Result
+from remote_vae.wire import Result
 from scripted_server import Exchange, ScriptedServer
 
 Z = torch.zeros(1, 4, 2, 2)
@@ -44,20 +45,20 @@ def describe_yourself(exchange: Exchange) -> None:
     exchange.reply(200, {"content-type": "application/json"}, b'{"name": "model", "state": "cold"}')
 
 
-def decode(url: str, timeout: Any = 5.0) -> Any:
-    return remote_decode(url, Z, output_type="pt", timeout=timeout)
+def decode(url: str, timeout: Any = 5.0, **options: Any) -> Any:
+    return remote_decode(url, Z, output_type="pt", timeout=timeout, **{"retries": 0} | options)
 
 
-def decode_async(url: str, timeout: Any = 5.0) -> Any:
+def decode_async(url: str, timeout: Any = 5.0, **options: Any) -> Any:
     async def run() -> Any:
-        async with AsyncRemoteVAE(url, timeout=timeout) as vae:
+        async with AsyncRemoteVAE(url, timeout=timeout, **{"retries": 0} | options) as vae:
             return await vae.decode(Z, output_type="pt")
 
     return asyncio.run(run())
 
 
-def describe(url: str, timeout: Any = 5.0) -> Any:
-    with RemoteVAE(url, timeout=timeout) as vae:
+def describe(url: str, timeout: Any = 5.0, **options: Any) -> Any:
+    with RemoteVAE(url, timeout=timeout, **{"retries": 0} | options) as vae:
         return vae.describe()
 
 
@@ -417,7 +418,7 @@ class Memory(Transport):
         self.now = self.most = 0
         self.closed = False
 
-    def send_one(self, request: DecodeRequest) -> Result:
+    def try_one(self, request: Any) -> Result:
         with self._lock:
             self.now += 1
             self.most = max(self.most, self.now)
@@ -427,13 +428,13 @@ class Memory(Transport):
         raw = request.latents
         return Result("tensor/binary", raw.data, raw.dtype, raw.shape)
 
-    async def send_one_async(self, request: DecodeRequest) -> Result:
-        return await asyncio.to_thread(self.send_one, request)
+    async def try_one_async(self, request: Any) -> Result:
+        return await asyncio.to_thread(self.try_one, request)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self, wake: bool = False) -> dict[str, Any]:
         return {"state": "ready"}
 
-    async def describe_async(self) -> dict[str, Any]:
+    async def describe_async(self, wake: bool = False) -> dict[str, Any]:
         return self.describe()
 
     def close(self) -> None:
@@ -520,7 +521,7 @@ def test_no_error_shows_the_token_that_stands_in_the_endpoint() -> None:
         with server or contextlib.nullcontext():
             address = server.url if server else "http://127.0.0.1:1/model"
             with pytest.raises(RemoteVAEError) as caught:
-                remote_decode(address.replace("http://", "http://:s3cret@"), Z, timeout=3)
+                remote_decode(address.replace("http://", "http://:s3cret@"), Z, timeout=3, retries=0)
         assert "s3cret" not in str(caught.value)
 
 

@@ -1,0 +1,125 @@
+"""`AsyncRemoteVAE`: `RemoteVAE` for `async` code."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Iterable
+from typing import TYPE_CHECKING, Any
+
+from remote_vae.calls import DecodeCall, Decoded, ImageFormat, OutputType
+from remote_vae.encode_calls import Encodable, EncodeCall, Mode
+from remote_vae.endpoints import transport_to
+from remote_vae.handles import HandleTransport
+from remote_vae.messages import Transfer
+from remote_vae.patience import DEFAULT_TIMEOUT, RETRIES, Patience, Timeout
+from remote_vae.transports import IN_FLIGHT
+
+if TYPE_CHECKING:
+    from remote_vae.client import Tensor
+
+
+class AsyncRemoteVAE:
+    """`RemoteVAE` for `async` code: the same names and arguments, nothing blocks the event loop.
+
+    A cancelled decode is cancelled on the replica too where it goes through a handle. Over HTTP it keeps one of its threads
+    until its answer or its time-out comes.
+
+    Args:
+        as for `RemoteVAE`.
+    """
+
+    def __init__(
+        self,
+        endpoint: Any,
+        *,
+        timeout: Timeout = DEFAULT_TIMEOUT,
+        deadline: float | None = None,
+        retries: int = RETRIES,
+        token: str | None = None,
+        fallback: Any = None,
+        wire_dtype: str | None = None,
+        workers: int = IN_FLIGHT,
+    ) -> None:
+        self._transport = transport_to(endpoint, Patience(timeout, deadline, retries), workers, token, fallback)
+        self._wire_dtype = wire_dtype
+        self._workers = workers
+
+    @classmethod
+    def from_app(cls, name: str, *, timeout: Timeout = DEFAULT_TIMEOUT, deadline: float | None = None,
+                 retries: int = RETRIES, **options: Any) -> AsyncRemoteVAE:  # fmt: skip
+        """The model that the Ray Serve application `name` of this cluster serves, without HTTP; options as above."""
+        return cls(HandleTransport.of_app(name, Patience(timeout, deadline, retries)), **options)
+
+    async def decode(
+        self,
+        tensor: Tensor,
+        processor: Any = None,
+        do_scaling: bool = True,
+        scaling_factor: float | None = None,
+        shift_factor: float | None = None,
+        output_type: OutputType = "pil",
+        return_type: OutputType | None = None,
+        image_format: ImageFormat = "jpg",
+        partial_postprocess: bool = False,
+        input_tensor_type: Transfer = "binary",
+        output_tensor_type: Transfer = "binary",
+        height: int | None = None,
+        width: int | None = None,
+        *,
+        fps: float | None = None,
+        as_ref: bool = False,
+    ) -> Decoded:
+        """Decode: see `remote_decode`."""
+        call = DecodeCall(
+            tensor, processor, do_scaling, scaling_factor, shift_factor, output_type, return_type, image_format,
+            partial_postprocess, input_tensor_type, output_tensor_type, height, width, fps, self._wire_dtype,
+        )  # fmt: skip
+        if as_ref:
+            return await self._transport.send_ref_async(call.only_request())
+        return call.answer(await self._transport.send_async(call.requests()))
+
+    async def encode(
+        self,
+        image: Encodable,
+        scaling_factor: float | None = None,
+        shift_factor: float | None = None,
+        *,
+        do_scaling: bool = False,
+        sample_mode: Mode = "sample",
+        seed: int | None = None,
+    ) -> Tensor:
+        """Encode: see `remote_encode`."""
+        call = EncodeCall(image, scaling_factor, shift_factor, do_scaling, sample_mode, seed, self._wire_dtype)
+        return call.answer(await self._transport.send_async(call.requests()))
+
+    async def submit(self, tensor: Tensor, *args: Any, **options: Any) -> asyncio.Task[Decoded]:
+        """Start a `decode` in the background; await the task for its result."""
+        return asyncio.create_task(self.decode(tensor, *args, **options))
+
+    async def map(self, tensors: Iterable[Tensor], *args: Any, **options: Any) -> AsyncIterator[Decoded]:
+        """`decode` over many latents, in order, at most `workers` in flight."""
+        pending: deque[asyncio.Task[Decoded]] = deque()
+        try:
+            for tensor in tensors:
+                if len(pending) == self._workers:
+                    yield await pending.popleft()
+                pending.append(await self.submit(tensor, *args, **options))
+            while pending:
+                yield await pending.popleft()
+        finally:
+            for task in pending:
+                task.cancel()
+
+    async def describe(self, wake: bool = False) -> dict[str, Any]:
+        """What the server says of the model; see `RemoteVAE.describe`."""
+        return await self._transport.describe_async(wake)
+
+    async def close(self) -> None:
+        self._transport.close()
+
+    async def __aenter__(self) -> AsyncRemoteVAE:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()

@@ -1,0 +1,197 @@
+"""A local autoencoder in place of the server: `LocalTransport` does with diffusers here what a server does there, and
+`WithFallback` asks the server first."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import logging
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from remote_vae.decoding import DecodeRequest, Output
+from remote_vae.encoding import EncodeRequest, SampleMode
+from remote_vae.errors import (
+    BadRequest,
+    BrokenReply,
+    ConnectionFailed,
+    DeadlineExceeded,
+    InternalError,
+    RemoteVAEError,
+    TimedOut,
+    Unavailable,
+)
+from remote_vae.protocol import Request
+from remote_vae.tensors import RawTensor, from_array, to_numpy, to_torch
+from remote_vae.transports import Transport
+from remote_vae.wire import Provenance, Result, Scaling
+
+logger = logging.getLogger(__name__)
+NOT_THE_USERS = (BrokenReply, ConnectionFailed, DeadlineExceeded, InternalError, TimedOut, Unavailable)
+"""Errors that a local decode can make good. What is wrong with a request is wrong here too."""
+
+
+class WithFallback(Transport):
+    """Sends to a server, and decodes here what it could not.
+
+    Args:
+        server: asked first, with all its patience.
+        local: asked where the server failed.
+    """
+
+    def __init__(self, server: Transport, local: LocalTransport) -> None:
+        self._server = server
+        self._local = local
+
+    def try_one(self, request: Request) -> Result:
+        try:
+            return self._server.send_one(request)
+        except NOT_THE_USERS as error:
+            return self._local.in_place_of(error, request)
+
+    async def try_one_async(self, request: Request) -> Result:
+        try:
+            return await self._server.send_one_async(request)
+        except NOT_THE_USERS as error:
+            return await asyncio.to_thread(self._local.in_place_of, error, request)
+
+    def describe(self, wake: bool = False) -> dict[str, Any]:
+        return self._server.describe(wake)
+
+    async def describe_async(self, wake: bool = False) -> dict[str, Any]:
+        return await self._server.describe_async(wake)
+
+    def send_ref(self, request: Request) -> Any:
+        return self._server.send_ref(request)
+
+    async def send_ref_async(self, request: Request) -> Any:
+        return await self._server.send_ref_async(request)
+
+    def refuse_blocking(self) -> None:
+        self._server.refuse_blocking()
+
+    def close(self) -> None:
+        self._server.close()
+
+
+class LocalTransport:
+    """Decodes and encodes with an autoencoder of diffusers, in this process.
+
+    Args:
+        vae: as a pipeline has it at `pipe.vae`. Latents are denormalised by its config; packed ones are Flux's.
+    """
+
+    def __init__(self, vae: Any) -> None:
+        if not (hasattr(vae, "decode") and hasattr(vae, "config")):
+            raise BadRequest(f"fallback is a {type(vae).__name__}; expected an autoencoder of diffusers",
+                             parameter="fallback")  # fmt: skip
+        self._vae = vae
+
+    def in_place_of(self, error: RemoteVAEError, request: Request) -> Result:
+        """The result, made here; the error where that cannot be."""
+        if isinstance(request, DecodeRequest) and request.output is Output.MP4:
+            raise error  # there is no encoder of videos in the light client
+        logger.warning("%s: decoding with the local fallback", error)
+        import torch
+
+        with torch.inference_mode():
+            made = self._decode(request) if isinstance(request, DecodeRequest) else self._encode(request)
+        dtype = str(self._vae.dtype).removeprefix("torch.")
+        provenance = Provenance("local fallback", "", dtype)
+        if isinstance(made, bytes):
+            output = Output.PNG if made.startswith(b"\x89PNG") else Output.JPEG
+            return Result(output.media_type, np.frombuffer(made, np.uint8), provenance=provenance)
+        return Result("tensor/binary", made.data, made.dtype, made.shape, provenance)
+
+    def _decode(self, request: DecodeRequest) -> RawTensor | bytes:
+        latents = self._unpacked(request)
+        images_of_video = latents.ndim == 5 and not self._is_for_videos()
+        frames = latents.shape[2]
+        if images_of_video:
+            latents = latents.transpose(1, 2).flatten(0, 1)
+        ready = self._scaled(latents, request.scaling, inverse=False).to(self._vae.device, self._vae.dtype)
+        pixels = self._vae.decode(ready, return_dict=False)[0].cpu()
+        if images_of_video:
+            pixels = pixels.unflatten(0, (-1, frames)).transpose(1, 2)
+        if request.output is Output.PT:
+            return from_array(pixels)
+        unit = ((pixels[0].transpose(0, 1) if pixels.ndim == 5 else pixels) * 0.5 + 0.5).clamp(0, 1)
+        if request.output is Output.UNIT:
+            return from_array(unit)
+        uint8 = (unit.float() * 255).round().byte().permute(0, 2, 3, 1).contiguous()
+        if request.output is Output.UINT8:
+            return from_array(uint8)
+        file = io.BytesIO()
+        Image.fromarray(uint8[0].numpy()).save(file, "PNG" if request.output is Output.PNG else "JPEG", quality=90)
+        return file.getvalue()
+
+    def _encode(self, request: EncodeRequest) -> RawTensor:
+        import torch
+
+        encoded = self._vae.encode(self._pixels(request).to(self._vae.device, self._vae.dtype))
+        if not hasattr(encoded, "latent_dist"):
+            latents = encoded.latents
+        elif request.sample_mode is SampleMode.MOMENTS:
+            return from_array(encoded.latent_dist.parameters)
+        elif request.sample_mode is SampleMode.ARGMAX:
+            latents = encoded.latent_dist.mode()
+        else:
+            generator = None if request.seed is None else torch.Generator("cpu").manual_seed(request.seed)
+            latents = encoded.latent_dist.sample(generator)
+        return from_array(self._scaled(latents, request.scaling, inverse=True))
+
+    def _unpacked(self, request: DecodeRequest) -> Any:
+        latents = to_torch(request.latents)
+        if latents.ndim != 3:
+            return latents
+        if request.height is None or request.width is None:
+            return latents[None]
+        rows, columns = (size // (2 * self._ratio()) for size in (request.height, request.width))
+        try:
+            patches = latents.view(len(latents), rows, columns, -1, 2, 2)
+        except RuntimeError:
+            raise BadRequest("height and width do not fit the number of packed latents", parameter="height") from None
+        return patches.permute(0, 3, 1, 4, 2, 5).reshape(len(latents), -1, rows * 2, columns * 2)
+
+    def _pixels(self, request: EncodeRequest) -> Any:
+        from diffusers.image_processor import VaeImageProcessor
+
+        image = request.image
+        if isinstance(image, RawTensor) and image.dtype != "uint8":
+            pixels = to_torch(image)
+            return pixels[None] if pixels.ndim == 3 else pixels
+        if isinstance(image, RawTensor):
+            array = to_numpy(image)
+            pictures = [Image.fromarray(one) for one in (array if array.ndim == 4 else array[None])]
+        else:
+            pictures = [Image.open(io.BytesIO(image.data)).convert("RGB")]
+        images = VaeImageProcessor(vae_scale_factor=self._ratio()).preprocess(pictures)
+        return images.transpose(0, 1)[None] if self._is_for_videos() else images
+
+    def _scaled(self, latents: Any, scaling: Scaling, inverse: bool) -> Any:
+        import torch
+
+        config = self._vae.config
+        factor, shift = scaling.factor, scaling.shift
+        if scaling.own:
+            factor, shift = getattr(config, "scaling_factor", None), getattr(config, "shift_factor", None)
+            mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+            if mean and std:
+                mean, std = (torch.tensor(v).view(1, -1, *[1] * (latents.ndim - 2)).to(latents) for v in (mean, std))
+                factor = factor or 1.0
+                return (latents - mean) * factor / std if inverse else latents * std / factor + mean
+        if inverse:
+            shifted = latents if shift is None else latents - shift
+            return shifted if factor is None else shifted * factor
+        scaled = latents if factor is None else latents / factor
+        return scaled if shift is None else scaled + shift
+
+    def _ratio(self) -> int:
+        config = self._vae.config
+        known = getattr(config, "spatial_compression_ratio", None)
+        return int(known or 2 ** (len(getattr(config, "block_out_channels", (0,) * 4)) - 1))
+
+    def _is_for_videos(self) -> bool:
+        return any(weight.ndim == 5 for weight in self._vae.parameters())

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from PIL import Image
 
-from remote_vae.errors import BadRequest, BrokenReply
 from remote_vae.decoding import DecodeRequest, Output
+from remote_vae.errors import BadRequest, BrokenReply
 from remote_vae.messages import Transfer
 from remote_vae.tensors import RawTensor, cast, from_array, is_torch, to_numpy, to_torch
 from remote_vae.wire import Result, Scaling

@@ -143,7 +143,8 @@ class DecodeRequest:
         values = message.values
         if message.content_type.startswith("image/"):
             raise UnknownContentType(
-                f"Content-Type is {message.content_type!r}: a picture cannot be decoded; POST it to /<model>/encode", parameter="content-type"
+                f"Content-Type is {message.content_type!r}: a picture cannot be decoded; POST it to /<model>/encode",
+                parameter="content-type",
             )
         shape, dtype = SHAPE.of(values), DTYPE.of(values)
         if shape is None:

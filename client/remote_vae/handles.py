@@ -75,12 +75,14 @@ class HandleTransport(Transport):
         return await _await(self._call(request)._to_object_ref(), self.patience.answer_s)
 
     def describe(self, wake: bool = False) -> dict[str, Any]:
-        """By a replica, always."""
-        description: dict[str, Any] = self._wait(self._handle.describe.remote, _result, self.patience.answer_s)
+        """By a replica, always; `wake` has one whose model failed to load try again."""
+        description: dict[str, Any] = self._wait(
+            lambda: self._handle.describe.remote(wake), _result, self.patience.answer_s
+        )
         return description
 
     async def describe_async(self, wake: bool = False) -> dict[str, Any]:
-        description: dict[str, Any] = await _await(self._handle.describe.remote(), self.patience.answer_s)
+        description: dict[str, Any] = await _await(self._handle.describe.remote(wake), self.patience.answer_s)
         return description
 
     def _wait_s(self, request: Request) -> float | None:

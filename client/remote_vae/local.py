@@ -58,10 +58,16 @@ class WithFallback(Transport):
             return await asyncio.to_thread(self._local.in_place_of, error, request)
 
     def describe(self, wake: bool = False) -> dict[str, Any]:
-        return self._server.describe(wake)
+        try:
+            return self._server.describe(wake)
+        except NOT_THE_USERS:
+            return self._local.describe()
 
     async def describe_async(self, wake: bool = False) -> dict[str, Any]:
-        return await self._server.describe_async(wake)
+        try:
+            return await self._server.describe_async(wake)
+        except NOT_THE_USERS:
+            return self._local.describe()
 
     def send_ref(self, request: Request) -> Any:
         return self._server.send_ref(request)
@@ -88,6 +94,18 @@ class LocalTransport:
             raise BadRequest(f"fallback is a {type(vae).__name__}; expected an autoencoder of diffusers",
                              parameter="fallback")  # fmt: skip
         self._vae = vae
+
+    def describe(self) -> dict[str, Any]:
+        """What a pipeline asks of a server's description."""
+        name = type(self._vae).__name__
+        return {
+            "name": "local fallback",
+            "state": "ready",
+            "class": name,
+            "dtype": str(self._vae.dtype).removeprefix("torch."),
+            "encode": "latents" if name == "AutoencoderTiny" else "moments",
+            "config": {**self._vae.config, "_class_name": name},
+        }
 
     def in_place_of(self, error: RemoteVAEError, request: Request) -> Result:
         """The result, made here; the error where that cannot be."""

@@ -74,7 +74,8 @@ def check_shape(shape: tuple[int, ...]) -> None:
 def is_torch(value: object) -> bool:
     """Whether `value` is a torch tensor, without importing torch to find out."""
     torch = sys.modules.get("torch")
-    return torch is not None and isinstance(value, torch.Tensor)
+    # While another thread imports torch, it has no Tensor yet.
+    return torch is not None and isinstance(value, getattr(torch, "Tensor", ()))
 
 
 def from_array(value: Any) -> RawTensor:

@@ -4,6 +4,7 @@ actors, with the same plain tuples. Knows no torch."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from typing import TYPE_CHECKING, Any
@@ -58,8 +59,11 @@ class VAE:
         result = await pipeline.encode(EncodeRequest.from_plain(plain))
         return result.to_plain()
 
-    async def describe(self) -> dict[str, Any]:
-        """The model as this replica sees it: plain values."""
+    async def describe(self, wake: bool = False) -> dict[str, Any]:
+        """The model as this replica sees it: plain values. `wake` has a failed one try again, if it is time."""
+        if wake:
+            with contextlib.suppress(ModelFailed):  # it is told in the description
+                await self._ready()
         description = describe_arguments(self._config) | {
             "name": self._model,
             "state": "failed" if self._failure else "ready",

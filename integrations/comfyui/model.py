@@ -1,0 +1,157 @@
+"""The model on the server: what it reports of itself, and the module that stands for it in ComfyUI."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from remote_vae import RemoteVAE, remote_decode, remote_encode
+from remote_vae.errors import BadRequest, BrokenReply
+
+from .address import token_for
+from .latents import CHOICES, READY, Latents
+
+Ratio = int | tuple[Callable[[int], int], int, int]
+TRAVEL = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def frames_of(latents: int, ratio: int) -> int:
+    """Frames that so many latents along time make: the first stands for one frame, each other for `ratio`."""
+    return max(0, latents * ratio - (ratio - 1))
+
+
+def latents_of(frames: int, ratio: int) -> int:
+    return max(0, math.floor((frames + ratio - 1) / ratio))
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes, as ComfyUI's VAE has them: a number for images, `(time, height, width)` for videos.
+
+    Attributes:
+        index_formula: `(time, height, width)`; None for images.
+    """
+
+    latent_channels: int
+    latent_dim: int
+    upscale_ratio: Ratio
+    downscale_ratio: Ratio
+    index_formula: tuple[int, int, int] | None
+
+    @classmethod
+    def reported(cls, description: Mapping[str, Any]) -> Geometry:
+        channels, ratio = int(description["latent_channels"]), int(description["spatial_ratio"])
+        if not description.get("video"):
+            return cls(channels, 2, ratio, ratio, None)
+        time = int(description["temporal_ratio"])
+        up, down = partial(frames_of, ratio=time), partial(latents_of, ratio=time)
+        return cls(channels, 3, (up, ratio, ratio), (down, ratio, ratio), (time, ratio, ratio))
+
+    @classmethod
+    def like(cls, vae: Any) -> Geometry:
+        """That of a VAE of ComfyUI's."""
+        formula = getattr(vae, "downscale_index_formula", None)
+        return cls(vae.latent_channels, vae.latent_dim, vae.upscale_ratio, vae.downscale_ratio, formula)
+
+
+class RemoteModel(torch.nn.Module):
+    """Decodes and encodes on the server, with the calls of a local model: pixels in [-1, 1], channels on axis 1.
+
+    Plain data besides: nodes that copy a VAE can, and the token is not in it.
+
+    Args:
+        endpoint: URL of the model.
+        latents: one of `latents.CHOICES`.
+    """
+
+    def __init__(self, endpoint: str, latents: str = READY) -> None:
+        super().__init__()
+        if latents not in CHOICES:
+            raise BadRequest(f"latents is {latents!r}; expected one of {', '.join(CHOICES)}", parameter="latents")
+        self.endpoint = endpoint
+        self.latents: Latents = CHOICES[latents]
+        self._geometry: Geometry | None = None
+        # Nodes ask the first parameter for the device and the dtype of a model.
+        self.weights_are_on_the_server = torch.nn.Parameter(torch.empty(0), requires_grad=False)
+
+    def look(self, wake: bool = False) -> Geometry | None:
+        """What is known of the model; None where nothing is, because it is cold.
+
+        Args:
+            wake: start it if need be, so that something is.
+
+        Raises:
+            RemoteVAEError: no such model, no server, or it cannot be loaded; and BadRequest where `latents` does not fit.
+        """
+        if self._geometry is None:
+            # Waking takes its time and is worth waiting for; that there is no server is to be heard of soon.
+            with RemoteVAE(self.endpoint, token=token_for(self.endpoint), retries=1) as remote:
+                description = remote.describe()
+            if description.get("state") == "failed" or (wake and "latent_channels" not in description):
+                description = self._woken()
+            if "latent_channels" in description:
+                self._check(description)
+                self._geometry = Geometry.reported(description)
+        return self._geometry
+
+    def _woken(self) -> dict[str, Any]:
+        with RemoteVAE(self.endpoint, token=token_for(self.endpoint)) as remote:
+            description = remote.describe(wake=True)
+            if description.get("state") == "failed":
+                # Only a request makes a replica that failed try again: this one is answered with the reason, or, by a model
+                # that is well by now, with the latents it takes.
+                with contextlib.suppress(BadRequest):
+                    remote.decode(torch.zeros(1, 1, 1, 1), do_scaling=False, output_type="pt")
+                description = remote.describe(wake=True)
+        if "latent_channels" not in description:
+            raise BrokenReply("The server does not say what latents it takes; bring it to the version of these nodes")
+        return description
+
+    def geometry(self) -> Geometry:
+        """As `look`, but something is always known."""
+        geometry = self.look(wake=True)
+        assert geometry is not None
+        return geometry
+
+    def _check(self, description: Mapping[str, Any]) -> None:
+        tiny = description.get("class") == "AutoencoderTiny"
+        if tiny and not self.latents.tiny:
+            raise BadRequest(
+                f"{description['name']} is a tiny VAE: it takes latents as the diffusion model has them, so say under "
+                "`latents` which family of models yours come from",
+                parameter="latents",
+            )
+        if self.latents.tiny and not tiny:
+            raise BadRequest(f"{description['name']} is no tiny VAE; set `latents` to {READY!r}", parameter="latents")
+
+    def decode(self, samples: torch.Tensor) -> torch.Tensor:
+        """Latents `[B, C, h, w]` or `[B, C, T, h, w]` to pixels `[B, 3, H, W]` or `[B, 3, T, H, W]`, about [-1, 1]."""
+        self.geometry()
+        if samples.dtype not in TRAVEL:
+            samples = samples.float()
+        pixels: torch.Tensor = remote_decode(
+            self.endpoint,
+            self.latents.to_decoder(samples),
+            do_scaling=self.latents.normalised,
+            output_type="pt",
+            token=token_for(self.endpoint),
+        )
+        return pixels
+
+    def encode(self, pixels: torch.Tensor, **_: Any) -> torch.Tensor:
+        """Pixels in [-1, 1], `[B, 3, H, W]` or `[B, 3, T, H, W]`, to latents. The mode of the distribution, as in ComfyUI."""
+        self.geometry()
+        latents = remote_encode(
+            self.endpoint,
+            pixels,
+            do_scaling=self.latents.normalised,
+            sample_mode="argmax",
+            token=token_for(self.endpoint),
+        )
+        return self.latents.from_encoder(torch.as_tensor(latents))

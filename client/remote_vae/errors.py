@@ -146,7 +146,7 @@ SENT: tuple[type[RemoteVAEError], ...] = (
     ProtocolMismatch, Unavailable, Overloaded, ModelStarting, ModelFailed, DeadlineExceeded,
 )  # fmt: skip
 _BY_CODE = {error.code: error for error in SENT}
-_BY_STATUS = {error.status: error for error in reversed(SENT)}
+_BY_STATUS = {error.status: error for error in reversed(SENT)} | {408: DeadlineExceeded, 429: Overloaded}  # Serve's own
 
 
 def render(error: RemoteVAEError) -> tuple[int, dict[str, str], bytes]:
@@ -174,15 +174,20 @@ def parse(status: int, headers: Mapping[str, str], body: bytes) -> RemoteVAEErro
         fields, code = {}, ""
         message = f"The server answered {status} and no error of this protocol: {text or 'an empty body'}"
     kind = _BY_CODE.get(code) or _BY_STATUS.get(status) or (BadRequest if 400 <= status < 500 else InternalError)
-    if status == 429:
-        kind = _BY_CODE.get(code, Overloaded)
-    try:
-        retry_after: float | None = float(headers["retry-after"])
-    except (KeyError, ValueError):
-        retry_after = None
+    if status == 404 and not fields and b"/-/routes" in body:  # Serve's: no application of ours is there to name models
+        kind = UnknownRoute
     return kind(
         message,
         parameter=fields.get("parameter"),
-        retry_after=retry_after,
+        retry_after=_seconds(headers.get("retry-after", "")),
         request_id=fields.get("request_id") or headers.get("x-request-id"),
     )
+
+
+def _seconds(retry_after: str) -> float | None:
+    """What a Retry-After says; None where nobody can wait so long: `nan`, `inf`, less than nothing."""
+    try:
+        seconds = float(retry_after)
+    except ValueError:
+        return None
+    return seconds if 0 <= seconds < math.inf else None

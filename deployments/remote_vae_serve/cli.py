@@ -5,6 +5,7 @@ Exit codes: 0, 1 where something failed, 2 where the command or the configuratio
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 CONFIG = Path("serve_config.yaml")
 HAPROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_USE_GRPC_BY_DEFAULT": "0"}
 """Serve's C data plane; and no gRPC between processes, which takes 4 MiB at most and is slow from 0.5 MB on."""
+HAPROXY_BALANCE = "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM"
 
 config_argument = click.argument("config", type=click.Path(path_type=Path), default=CONFIG)
 
@@ -81,6 +83,7 @@ def run(config: Path, haproxy: bool, tokens: tuple[str, ...], max_body_mib: floa
         proxy.MAX_BODY_MIB: str(max_body_mib or checked.max_body_mib),
         **({proxy.TOKENS: ",".join(tokens)} if tokens else {}),
         **(HAPROXY if haproxy else {}),
+        **(_haproxy_errors() if address == "local" else {}),
     }
     try:
         settings = proxy.Settings.of(os.environ | variables)
@@ -213,6 +216,20 @@ def _in_use(host: str, port: int) -> bool:
             return True
     except OSError:
         return False
+
+
+def _haproxy_errors() -> dict[str, str]:
+    """The variable that has HAProxy, where it runs, answer in JSON for a process that died, which Serve has no setting for.
+
+    Serve writes this variable, as it is, as the last line of HAProxy's `defaults`, so that more lines can follow it there. Where
+    a Ray does not, nothing is set and HAProxy's texts stay.
+    """
+    ray = importlib.util.find_spec("ray")  # found, not imported: that takes seconds
+    folder = (ray.submodule_search_locations or [""])[0] if ray else ""
+    template = Path(folder, "serve", "_private", "haproxy_templates.py")
+    if not template.exists() or "\n    balance {{ config.balance_algorithm }}\nfrontend " not in template.read_text():
+        return {}
+    return {HAPROXY_BALANCE: "\n    ".join([os.environ.get(HAPROXY_BALANCE, "leastconn"), *proxy.haproxy_errors()])}
 
 
 def _template() -> Path:

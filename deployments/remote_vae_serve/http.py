@@ -120,7 +120,9 @@ class Endpoints:
         return JSONResponse({"models": [self._models.describe(name) for name in self._models.names()]})
 
     async def wake(self, request: Request) -> Response:
-        return JSONResponse(await asyncio.wait_for(self._models.ask(_name(request)), self._deadline_s))
+        description = await asyncio.wait_for(self._models.ask(_name(request)), self._deadline_s)
+        request.state.model = _name(request)
+        return JSONResponse(description)
 
     async def decode(self, request: Request) -> Response:
         return await self._answer(request, _name(request), "decode")
@@ -130,7 +132,9 @@ class Endpoints:
 
     async def model(self, request: Request) -> Response:
         if request.method in ("GET", "HEAD"):
-            return JSONResponse(self._models.describe(_name(request)))
+            description = self._models.describe(_name(request))
+            request.state.model = _name(request)
+            return JSONResponse(description)
         return await self._answer(request, _name(request), None)
 
     async def by_host(self, request: Request) -> Response:
@@ -152,6 +156,7 @@ class Endpoints:
     async def _answer(self, request: Request, name: str, verb: Verb | None) -> Response:
         """Read the request, have the model answer it, write its result."""
         model = self._models.find(name)  # before the body: an unknown model is not worth reading it
+        request.state.model = name
         now = asyncio.get_running_loop().time
         give_up = now() + min(deadline_of(request.headers) or self._deadline_s, self._deadline_s)
 
@@ -165,7 +170,8 @@ class Endpoints:
         return Response(bytes(body), headers=headers)
 
     def guarded(self, endpoint: Endpoint) -> Endpoint:
-        """The endpoint with every failure turned into the contract's JSON, and the request's id on every answer."""
+        """The endpoint with every failure turned into the contract's JSON; on every answer the request's id and, where a
+        model is concerned, its name."""
 
         async def run(request: Request) -> Response:
             sent = request.headers.get("x-request-id", "")
@@ -185,7 +191,9 @@ class Endpoints:
                 response = _answer(
                     InternalError("The server failed; its log has the details under this request id"), request_id
                 )
-            if not sent:  # a proxy that numbers requests, as Serve's does, puts its number on the answer itself
+            if (
+                sent != request_id
+            ):  # a proxy that numbers requests, as Serve's does, puts its number on the answer itself
                 response.headers["x-request-id"] = request_id
             return response
 

@@ -34,6 +34,7 @@ from remote_vae.errors import (
     Unauthorized,
     Unavailable,
     UnknownRoute,
+    WrongMethod,
 )
 from remote_vae_serve.config import IngressConfig
 
@@ -48,6 +49,7 @@ MAX_BODY_MIB = "REMOTE_VAE_MAX_BODY_MIB"
 OPEN = frozenset({"/health", "/health/", "/-/healthz"})
 """What probes read, without a token: our own, and Serve's, which HAProxy reads from every replica."""
 RETRY_S = 2.0
+BROKE_OFF = "The service broke off in the middle of the request; try again"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -103,6 +105,22 @@ def middlewares() -> list[Middleware]:
     return [*layers, Middleware(Tokens, settings)] if settings.tokens else layers
 
 
+def haproxy_errors() -> list[str]:
+    """What HAProxy says on its own account (its 502, 503 and 504), as lines of a `defaults` section of its configuration."""
+    lines = ["unique-id-format %[uuid]"]
+    for status, error in (
+        (502, Unavailable(BROKE_OFF, retry_after=RETRY_S)),
+        (503, Unavailable("The service cannot answer at the moment; try again", retry_after=RETRY_S)),
+        (504, DeadlineExceeded("No result within the time-out of the proxy")),
+    ):
+        error.request_id = "%[unique-id]"
+        _, headers, body = errors.render(error)
+        content_type = headers.pop("content-type")
+        rest = "".join(f" hdr {name} {value}" for name, value in (headers | {"x-request-id": error.request_id}).items())
+        lines.append(f"http-error status {status} content-type {content_type}{rest} lf-string '{body.decode()}'")
+    return lines
+
+
 class Tokens:
     """Lets in who has a token: `Authorization: Bearer TOKEN`, or Basic with the token as password, as `http://:TOKEN@host`
     makes clients send that can set no header."""
@@ -115,7 +133,7 @@ class Tokens:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or self._is_open(scope) or self._is_known(Headers(scope=scope)):
             await self._app(scope, receive, send)
-        elif scope["type"] == "websocket":
+        elif scope["type"] == "websocket" and not _can_refuse(scope):
             await send({"type": "websocket.close", "code": 1008})
         else:
             sent = "authorization" in Headers(scope=scope)
@@ -205,6 +223,8 @@ class JSONErrors:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket" and _can_refuse(scope):
+            send = _handshake(scope, send)
         if scope["type"] != "http" or _path(scope).startswith("/-/"):
             await self._app(scope, receive, send)
             return
@@ -222,7 +242,7 @@ class JSONErrors:
                 headers, held = Headers(raw=held["headers"]), None
                 if "retry-after" in headers:
                     error.retry_after = _seconds(headers["retry-after"], error.retry_after)
-                await _answer(error, headers.get("x-request-id") or _request_id(scope), send)
+                await _answer(error, scope, send, request_id=headers.get("x-request-id", ""))
             elif not replaced:
                 started = True
                 await send(message)
@@ -233,11 +253,30 @@ class JSONErrors:
             if started:
                 raise
             logger.exception("request %s failed in the proxy", _request_id(scope))
-            await _answer(_translate(500, b"", _path(scope)), _request_id(scope), send)
+            await _answer(_translate(500, b"", _path(scope)), scope, send)
             return
         if not started:  # what Serve does when the process that should have answered is gone
-            gone = Unavailable("The service broke off in the middle of the request; try again", retry_after=RETRY_S)
-            await _answer(gone, _request_id(scope), send)
+            await _answer(Unavailable(BROKE_OFF, retry_after=RETRY_S), scope, send)
+
+
+def _handshake(scope: Scope, send: Send) -> Send:
+    """What the app says to a WebSocket, its refusal (a 403 without a word) as the contract's JSON."""
+    answered = False
+
+    async def translated(message: Message) -> None:
+        nonlocal answered
+        if message["type"] == "websocket.close" and not answered:
+            await _answer(WrongMethod("No WebSocket is served here; decode is a POST to /<model>"), scope, send)
+        else:
+            await send(message)
+        answered = True
+
+    return translated
+
+
+def _can_refuse(websocket: Scope) -> bool:
+    """Whether the server lets a handshake be answered with more than a bare 403."""
+    return "websocket.http.response" in websocket.get("extensions", {})
 
 
 def _is_serves_text(message: Message) -> bool:
@@ -263,25 +302,26 @@ def _translate(status: int, text: bytes, path: str) -> RemoteVAEError:
 async def _refuse(error: RemoteVAEError, settings: Settings, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer a request whose body nobody will read."""
     sent = Headers(scope=scope)
-    has_body = sent.get("content-length", "0") != "0" or "transfer-encoding" in sent
-    await _answer(error, _request_id(scope), send, more=has_body)
+    has_body = scope["type"] == "http" and (sent.get("content-length", "0") != "0" or "transfer-encoding" in sent)
+    await _answer(error, scope, send, more=has_body)
     if has_body:
         await _drop(receive, settings)
         await send({"type": "http.response.body", "body": b""})
 
 
-async def _answer(error: RemoteVAEError, request_id: str, send: Send, more: bool = False) -> None:
+async def _answer(error: RemoteVAEError, scope: Scope, send: Send, request_id: str = "", more: bool = False) -> None:
     """Send the error; with `more`, the client has all of it while the exchange stays open until the connection closes."""
-    error.request_id = request_id
+    error.request_id = request_id or _request_id(scope)
     status, headers, body = errors.render(error)
-    headers |= {"content-length": str(len(body)), "x-request-id": request_id}
+    headers |= {"content-length": str(len(body)), "x-request-id": error.request_id}
     if more:
         headers["connection"] = "close"
     if isinstance(error, Unauthorized):
         headers["www-authenticate"] = "Bearer"
     raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": status, "headers": raw})
-    await send({"type": "http.response.body", "body": body, "more_body": more})
+    answer = "websocket.http.response" if scope["type"] == "websocket" else "http.response"
+    await send({"type": f"{answer}.start", "status": status, "headers": raw})
+    await send({"type": f"{answer}.body", "body": body, "more_body": more})
 
 
 async def _drop(receive: Receive, settings: Settings) -> None:

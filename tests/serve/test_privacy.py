@@ -41,7 +41,12 @@ def traces(content: bytes) -> list[bytes]:
     middle = len(content) // 2 // 3 * 3
     piece = content[middle : middle + SLICE]
     assert len(set(piece)) > 8, "too plain to be recognised"
-    return [piece, base64.b64encode(content)[middle // 3 * 4 :][:SLICE], piece.hex().encode(), repr(piece)[2:-1].encode()]
+    return [
+        piece,
+        base64.b64encode(content)[middle // 3 * 4 :][:SLICE],
+        piece.hex().encode(),
+        repr(piece)[2:-1].encode(),
+    ]
 
 
 def test_nothing_of_what_was_sent_or_answered_is_written(cluster: Cluster) -> None:
@@ -69,7 +74,13 @@ def test_nothing_of_what_was_sent_or_answered_is_written(cluster: Cluster) -> No
     post("sd/encode", pixels.tobytes(), 200, tensor, shape=[64, 64, 3], dtype="uint8")
     post("sd", z, 400, shape=[1, 5, 16, 16], dtype="float32")
     post("sd", z, 400, shape=[1, 3, 16, 16], dtype="float32")
-    post("sd", np.where(images.numpy() > 0, np.float32("nan"), images.numpy()).tobytes(), 400, shape=shape, dtype="float32")
+    post(
+        "sd",
+        np.where(images.numpy() > 0, np.float32("nan"), images.numpy()).tobytes(),
+        400,
+        shape=shape,
+        dtype="float32",
+    )
     post("nobody", z, 404, shape=shape, dtype="float32")
     post("sd/encode", picture.getvalue()[:-400], 400)
     post("sd", z, 504, {"x-vae-deadline-ms": "1"}, shape=shape, dtype="float32")

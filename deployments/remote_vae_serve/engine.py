@@ -9,13 +9,14 @@ import inspect
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import diffusers
 import torch
 
-from remote_vae.decoding import DecodeRequest
+from remote_vae.decoding import DecodeRequest, Output
 from remote_vae.encoding import EncodeRequest, SampleMode
 from remote_vae.errors import BadRequest, ModelFailed
 from remote_vae.tensors import to_torch
@@ -23,6 +24,11 @@ from remote_vae_serve import codecs, weights
 from remote_vae_serve.config import VAEConfig
 from remote_vae_serve.families import LatentSpace, Layout, Size, scale_and_shift, shift_and_scale
 from remote_vae_serve.pictures import Prepared, prepare
+
+
+MAX_GROUP = 8
+MAX_GROUP_PIXELS = 2**22
+"""Of the pictures decoded as one batch: four of 1024x1024."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +74,18 @@ class Engine(ABC):
         Args:
             generator: of the sample, on the CPU; None for chance.
         """
+
+    def leave(self, pixels: torch.Tensor, output: Output) -> torch.Tensor:
+        """What leaves the device of decoded pixels for an output: see `codecs.leave`."""
+        return codecs.leave(pixels, output)
+
+    def group_limit(self, latents: torch.Tensor) -> int:
+        """Largest batch that these latents, `[B, C, ...]`, may be decoded in together with others of their shape."""
+        return 1
+
+    def on_device(self) -> AbstractContextManager[object]:
+        """Entered once by the thread that calls `decode` and `encode`."""
+        return nullcontext()
 
     @property
     def revision(self) -> str:
@@ -179,10 +197,25 @@ class DiffusersEngine(Engine):
         reserved = int(self._config.num_cpus)
         torch.set_num_threads(self._config.threads or reserved or len(os.sched_getaffinity(0)))
 
+    def on_device(self) -> AbstractContextManager[object]:
+        # A stream of its own: copies of one result and the decode of the next do not wait for each other.
+        return torch.cuda.stream(torch.cuda.Stream()) if self.device == "cuda" else nullcontext()  # type: ignore[no-untyped-call]
+
+    def group_limit(self, latents: torch.Tensor) -> int:
+        if self._config.batching == "off" or not self.space.family.decodes_batches:
+            return 1
+        pixels = latents[0, 0].numel() * self.space.ratio**2
+        return max(1, min(MAX_GROUP, MAX_GROUP_PIXELS // pixels))
+
     @torch.inference_mode()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        pixels: torch.Tensor = self._vae.decode(latents.to(self.device), return_dict=False)[0]
+        pixels: torch.Tensor = self._vae.decode(self._to_device(latents, self.dtype), return_dict=False)[0]
         return pixels
+
+    def _to_device(self, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        if self.device == "cpu":
+            return tensor.to(dtype)
+        return tensor.pin_memory().to(self.device, dtype, non_blocking=True)
 
     @torch.inference_mode()
     def encode(
@@ -191,7 +224,7 @@ class DiffusersEngine(Engine):
         if self._encoder is None:  # in another dtype than the decoder; whoever only decodes never pays for it
             self._encoder = self._load(self.encode_dtype)
             self._encoder.decoder = None
-        encoded = self._encoder.encode(pixels.to(self.device, self.encode_dtype))
+        encoded = self._encoder.encode(self._to_device(pixels, self.encode_dtype))
         latents: torch.Tensor
         if not self.space.family.has_distribution:
             latents = encoded.latents

@@ -211,6 +211,7 @@ class Family:
         ratio: the spatial compression, from the config.
         patch: latents along an edge of a packed token.
         has_distribution: its encoder gives a distribution to sample from, not latents.
+        decodes_batches: its decoder makes of a batch what it makes of each sample, in less time.
         fps: frames a second of its videos where the request names none.
         cast_first: its pipelines cast latents to the decoder's dtype before they denormalise, not after.
     """
@@ -221,6 +222,7 @@ class Family:
     ratio: Callable[[Mapping[str, Any]], int]
     patch: int = 2
     has_distribution: bool = True
+    decodes_batches: bool = True
     fps: float = 8.0
     cast_first: bool = False
 
@@ -281,6 +283,14 @@ FAMILIES: tuple[Family, ...] = (
         "tiny decoders (TAESD and kin)", ("AutoencoderTiny",), IMAGE_LAYOUTS, _ratio_of_tiny, has_distribution=False
     ),
     # 24 frames a second are what the model was trained on; its pipelines cast, then divide.
-    Family("HunyuanVideo", ("AutoencoderKLHunyuanVideo",), (VIDEO,), _ratio_of_video, fps=24, cast_first=True),
+    Family(
+        "HunyuanVideo",
+        ("AutoencoderKLHunyuanVideo",),
+        (VIDEO,),
+        _ratio_of_video,
+        fps=24,
+        cast_first=True,
+        decodes_batches=False,
+    ),
 )
 GENERIC = Family("a class without a row: treated as an image VAE", (), IMAGE_LAYOUTS, _ratio_if_known)

@@ -22,6 +22,7 @@ IN_JSON = {
     }
 }
 TENSORS = {"tensor/binary": BINARY, "tensor/base64": IN_JSON}
+BODIES = TENSORS | {"application/octet-stream": BINARY, "application/json": IN_JSON}
 PICTURES: dict[str, Any] = {"image/png": BINARY, "image/jpeg": BINARY}
 MODEL = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
 DEADLINE = {
@@ -36,13 +37,13 @@ def document() -> dict[str, Any]:
     decode = _post(
         "Decode latents.",
         decoding.PARAMETERS,
-        TENSORS | {"application/json": IN_JSON},
+        BODIES,
         TENSORS | PICTURES | {"video/mp4": BINARY},
     )
     encode = _post(
         "Encode a picture, pictures or a video.",
         encoding.PARAMETERS,
-        TENSORS | PICTURES | {"image/webp": BINARY, "application/octet-stream": BINARY, "application/json": IN_JSON},
+        BODIES | PICTURES | {"image/webp": BINARY},
         TENSORS,
     )
     either = decode | {
@@ -54,10 +55,15 @@ def document() -> dict[str, Any]:
             "content": decode["requestBody"]["content"] | encode["requestBody"]["content"],
         },
     }
+    by_host = either | {
+        "summary": "The same, by the model that the request's Host stands for: for clients that know a host and no path.",
+        "parameters": [one for one in either["parameters"] if one is not MODEL],
+    }
     return {
         "openapi": "3.1.0",
         "info": {"title": "remote-vae", "version": "1", "description": "The Hugging Face Remote VAE protocol."},
         "paths": {
+            "/": {"post": by_host},
             "/{model}": {"get": _get("Describe a model; starts no replica.", MODEL), "post": either},
             "/{model}/decode": {"post": decode},
             "/{model}/encode": {"post": encode},

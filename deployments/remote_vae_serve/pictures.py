@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from remote_vae.encoding import EncodeRequest, Picture
+from remote_vae.encoding import EncodeRequest, Picture, in_rgb
 from remote_vae.errors import BadRequest
 from remote_vae.tensors import RawTensor, to_numpy, to_torch
 from remote_vae_serve.families import LatentSpace
@@ -116,10 +116,8 @@ def open_picture(file: Picture) -> Image.Image:
             parameter="image",
         )
     try:
-        upright = ImageOps.exif_transpose(picture)
-        if upright.mode.startswith("I"):  # `convert` would clip 16 bits to 8, not scale them
-            upright = Image.fromarray((np.asarray(upright).astype(np.uint32) >> 8).astype(np.uint8))
-        return upright.convert("RGB")
+        ImageOps.exif_transpose(picture, in_place=True)
+        return in_rgb(picture)
     except Exception as error:
         raise BadRequest(
             f"The picture cannot be read to its end ({type(error).__name__})", parameter="image"

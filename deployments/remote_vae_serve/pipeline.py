@@ -1,5 +1,8 @@
-"""A request's way through a replica: unpack and scale | decode | encode. The decoder has a thread of its own, so that
-nothing else ever waits on the device; the host's work runs beside it, and the event loop only hands over."""
+"""A request's way through a replica: unpack and scale | decode | encode, three stages side by side. While one request is in the
+codec, the next is on the device and a third is being unpacked; the event loop only hands over.
+
+The queues between the stages are as short as Serve makes them: `max_ongoing_requests` bounds what is in all three.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +12,23 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from typing import Any, TypeVar
 
 import torch
 
 from remote_vae.decoding import DecodeRequest
 from remote_vae.encoding import EncodeRequest
-from remote_vae.errors import DeadlineExceeded
 from remote_vae.protocol import Request
 from remote_vae.tensors import from_array
 from remote_vae.wire import Provenance, Result
 from remote_vae_serve import codecs
+from remote_vae_serve.device import Device, Job
 from remote_vae_serve.engine import Engine, Unpacked
+from remote_vae_serve.transfer import HostCopy
 
-HOST_THREADS = 4
+T = TypeVar("T")
+UNPACKERS = 2
+WRITERS = 4  # they let go of the GIL
 
 
 class Pipeline:
@@ -35,8 +42,9 @@ class Pipeline:
     def __init__(self, engine: Engine, model: str) -> None:
         self._engine = engine
         self._model = model
-        self._host = ThreadPoolExecutor(HOST_THREADS, thread_name_prefix="host")
-        self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
+        self._unpackers = ThreadPoolExecutor(UNPACKERS, thread_name_prefix="unpack")
+        self._device = Device(engine.on_device)
+        self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="write")
 
     async def answer(self, request: Request) -> Result:
         """Decode or encode, as the request says. Raises RemoteVAEError for what the client can mend."""
@@ -44,50 +52,54 @@ class Pipeline:
 
     async def decode(self, request: DecodeRequest) -> Result:
         """Decode one request. Raises RemoteVAEError for what the client can mend."""
-        loop = asyncio.get_running_loop()
         received = time.perf_counter()
-        unpacked = await loop.run_in_executor(self._host, self._engine.unpack, request)
-        # Cancelled while it waits (its client left), a request never reaches the device: the executor drops its future.
-        decode = partial(self._engine.decode, unpacked.latents)
-        pixels, started, ended = await loop.run_in_executor(self._device, _timed, decode, request.deadline_s, received)
-        result = await loop.run_in_executor(self._host, self._write, pixels, unpacked, request)
-        stages = ("queue", received, started), ("decode", started, ended), ("encode", ended, time.perf_counter())
+        unpacked = await _on(self._unpackers, self._engine.unpack, request)
+
+        def leave(pixels: torch.Tensor) -> HostCopy:
+            return HostCopy(self._engine.leave(unpacked.layout.repack(pixels, unpacked.shape), request.output))
+
+        latents = unpacked.latents
+        group, limit = (tuple(latents.shape[1:]), latents.dtype), self._engine.group_limit(latents)
+        job = Job(latents, self._engine.decode, leave, group, limit, _give_up(request, received))
+        copy, began, ended = await self._run(job)
+        result = await _on(self._writers, self._write, copy, request)
+        stages = ("queue", received, began), ("decode", began, ended), ("encode", ended, time.perf_counter())
         return self._signed(result, self._engine.dtype, stages)
 
     async def encode(self, request: EncodeRequest) -> Result:
         """Encode one request. Raises RemoteVAEError for what the client can mend."""
-        loop = asyncio.get_running_loop()
         received = time.perf_counter()
-        prepared = await loop.run_in_executor(self._host, self._engine.prepare, request)
+        prepared = await _on(self._unpackers, self._engine.prepare, request)
         generator = None if request.seed is None else torch.Generator("cpu").manual_seed(request.seed)
-        encode = partial(self._engine.encode, prepared.pixels, request.sample_mode, generator)
-        latents, started, ended = await loop.run_in_executor(self._device, _timed, encode, request.deadline_s, received)
-        raw = from_array(await loop.run_in_executor(self._host, self._engine.pack, latents, prepared, request))
-        stages = ("queue", received, started), ("encode", started, ended)
-        return self._signed(Result("tensor/binary", raw.data, raw.dtype, raw.shape), self._engine.encode_dtype, stages)
+        run = partial(self._engine.encode, mode=request.sample_mode, generator=generator)
+        job = Job(prepared.pixels, run, HostCopy, give_up=_give_up(request, received))
+        copy, began, ended = await self._run(job)
+        raw = from_array(await _on(self._writers, lambda: self._engine.pack(copy.whole(), prepared, request)))
+        result = Result("tensor/binary", raw.data, raw.dtype, raw.shape)
+        return self._signed(result, self._engine.encode_dtype, (("queue", received, began), ("encode", began, ended)))
+
+    def close(self) -> None:
+        self._device.close()
+        for pool in (self._unpackers, self._writers):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _run(self, job: Job) -> tuple[HostCopy, float, float]:
+        """Cancelled while it waits (its client left), a job never runs: it is its future that is cancelled."""
+        self._device.submit(job)
+        return await asyncio.wrap_future(job.done)
+
+    def _write(self, pixels: HostCopy, request: DecodeRequest) -> Result:
+        return codecs.write(pixels, request.output, request.fps or self._engine.space.family.fps)
 
     def _signed(self, result: Result, dtype: torch.dtype, stages: Iterable[tuple[str, float, float]]) -> Result:
         timings = tuple((stage, (end - start) * 1000) for stage, start, end in stages)
         name = str(dtype).removeprefix("torch.")
         return replace(result, provenance=Provenance(self._model, self._engine.revision, name, timings))
 
-    def _write(self, pixels: torch.Tensor, unpacked: Unpacked, request: DecodeRequest) -> Result:
-        fps = request.fps or self._engine.space.family.fps
-        return codecs.write(unpacked.layout.repack(pixels, unpacked.shape), request.output, fps)
 
-    def close(self) -> None:
-        for pool in (self._host, self._device):
-            pool.shutdown(wait=False, cancel_futures=True)
+async def _on(pool: ThreadPoolExecutor, run: Callable[..., T], *arguments: Any) -> T:
+    return await asyncio.get_running_loop().run_in_executor(pool, run, *arguments)
 
 
-def _timed(
-    run: Callable[[], torch.Tensor], deadline_s: float | None, received: float
-) -> tuple[torch.Tensor, float, float]:
-    """On the device's thread: what `run` gives, on the host, and when it began and ended. Raises DeadlineExceeded where
-    nobody waits for it any more."""
-    started = time.perf_counter()
-    if deadline_s is not None and started - received > deadline_s:
-        raise DeadlineExceeded(
-            f"The request waited for the model longer than the {deadline_s:.3g} s its client gives it"
-        )
-    return run().cpu(), started, time.perf_counter()
+def _give_up(request: Request, received: float) -> float | None:
+    return None if request.deadline_s is None else received + request.deadline_s

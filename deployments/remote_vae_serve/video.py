@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import imageio_ffmpeg
@@ -24,29 +24,29 @@ COLOURS = (
 )
 
 
-def to_mp4(frames: torch.Tensor, fps: float) -> bytes:
-    """An mp4 of frames.
+def to_mp4(pieces: Iterable[torch.Tensor], shape: tuple[int, ...], fps: float) -> bytes:
+    """An mp4 of frames, which are fed to the encoder as they come.
 
     Args:
-        frames: uint8 `[T, H, W, 3]` on the host, contiguous. An odd edge is repeated once: yuv420p has half as many
-            colour samples as pixels along each edge.
+        pieces: the frames, uint8 `[t, H, W, 3]` on the host, some at a time. An odd edge is repeated once: yuv420p has half as
+            many colour samples as pixels along each edge.
+        shape: of all of them, `[T, H, W, 3]`.
         fps: frames a second.
 
     Raises:
         InternalError: the encoder failed.
     """
-    height, width = frames.shape[1:3]
-    frames = torch.cat([frames, frames[:, -1:]], dim=1) if height % 2 else frames
-    frames = torch.cat([frames, frames[:, :, -1:]], dim=2) if width % 2 else frames
+    height, width = shape[1:3]
     with _memory_file() as output:
-        command = _command(frames.shape[2], frames.shape[1], fps, f"/proc/self/fd/{output}")
+        command = _command(width + width % 2, height + height % 2, fps, f"/proc/self/fd/{output}")
         encoder = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, pass_fds=[output]
         )
         assert encoder.stdin is not None
         try:
-            for frame in frames.contiguous():
-                encoder.stdin.write(frame.numpy().data)
+            for frames in pieces:
+                for frame in _even(frames):
+                    encoder.stdin.write(frame.numpy().data)
         except BrokenPipeError:
             pass  # it died; its exit status and last words follow
         _, complaint = encoder.communicate()
@@ -58,6 +58,13 @@ def to_mp4(frames: torch.Tensor, fps: float) -> bytes:
         with open(output, "rb", closefd=False) as written:
             written.seek(0)
             return written.read()
+
+
+def _even(frames: torch.Tensor) -> torch.Tensor:
+    height, width = frames.shape[1:3]
+    frames = torch.cat([frames, frames[:, -1:]], dim=1) if height % 2 else frames
+    frames = torch.cat([frames, frames[:, :, -1:]], dim=2) if width % 2 else frames
+    return frames.contiguous()
 
 
 @contextmanager

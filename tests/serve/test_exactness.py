@@ -135,7 +135,7 @@ def test_a_video_comes_as_an_mp4_whose_frames_are_the_pipelines(door: Any, tmp_p
     shown = read(mp4, tmp_path)
     assert shown.fps == 24
     assert shown.frames.shape == frames.shape
-    direct = read(to_mp4(torch.from_numpy(frames), 24), tmp_path)
+    direct = read(to_mp4([torch.from_numpy(frames)], frames.shape, 24), tmp_path)
     np.testing.assert_array_equal(shown.frames, direct.frames)
     assert psnr(shown.frames, frames) > 15  # random weights make noise, which 4:2:0 cannot hold
     assert read(door("hunyuan").decode(z, output_type="mp4", fps=10), tmp_path).fps == 10

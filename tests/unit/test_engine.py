@@ -102,7 +102,7 @@ def test_every_output_is_what_the_pipeline_makes_of_the_same_latents(
         np.testing.assert_array_equal(image_of(run(engine, z, Output.PNG, **sizes)), uint8_of(expected)[0])
 
 
-def test_a_jpeg_is_pillows_jpeg_of_the_same_pixels(folders: Path) -> None:
+def test_a_jpeg_is_as_good_as_pillows_of_the_same_pixels(folders: Path) -> None:
     engine = diffusers_engine(folders / "sd")
     z, _ = samples_of("sd")["images"]
     pixels = uint8_of(local_pixels("sd", tiny_vae("sd"), z))[0]
@@ -110,7 +110,11 @@ def test_a_jpeg_is_pillows_jpeg_of_the_same_pixels(folders: Path) -> None:
     Image.fromarray(pixels).save(file, "JPEG", quality=JPEG_QUALITY)
     result = run(engine, z, Output.JPEG)
     assert result.media_type == "image/jpeg"
-    assert result.data.tobytes() == file.getvalue()
+    with Image.open(io.BytesIO(result.data)) as ours, Image.open(file) as pillows:
+        assert ours.quantization == pillows.quantization
+        assert ours.layer == pillows.layer  # half the colour along each edge
+        errors = [np.square(np.asarray(image).astype(float) - pixels).mean() for image in (ours, pillows)]
+    assert errors[0] < 1.05 * errors[1]  # a fifth of a decibel
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from samples import latents, save_tiny_vae
 
 def test_the_frames_come_back_at_the_rate_that_was_asked_for(tmp_path: Path) -> None:
     made = frames(17, 96, 128)
-    shown = read(to_mp4(made, 15), tmp_path)
+    shown = read(to_mp4([made], tuple(made.shape), 15), tmp_path)
     assert (shown.codec, shown.pixel_format, shown.fps) == ("h264", "yuv420p", 15)
     assert shown.frames.shape == tuple(made.shape)
     assert psnr(shown.frames, made) > 38
@@ -32,25 +32,25 @@ def test_the_frames_come_back_at_the_rate_that_was_asked_for(tmp_path: Path) -> 
 @pytest.mark.parametrize(("height", "width"), [(47, 64), (48, 63), (33, 35), (2, 2), (1, 1)])
 def test_odd_edges_are_repeated_once(tmp_path: Path, height: int, width: int) -> None:
     made = frames(3, height, width)
-    shown = read(to_mp4(made, 8), tmp_path).frames
+    shown = read(to_mp4([made], tuple(made.shape), 8), tmp_path).frames
     assert shown.shape == (3, height + height % 2, width + width % 2, 3)
 
 
 def test_one_frame_is_a_video_and_a_rate_may_be_a_fraction(tmp_path: Path) -> None:
-    shown = read(to_mp4(frames(1, 32, 32), 23.976), tmp_path)
+    shown = read(to_mp4([frames(1, 32, 32)], (1, 32, 32, 3), 23.976), tmp_path)
     assert len(shown.frames) == 1
     assert shown.fps == pytest.approx(23.98, abs=0.01)
 
 
 def test_the_index_comes_before_the_frames_so_that_players_need_not_wait() -> None:
-    mp4 = to_mp4(frames(5, 32, 32), 8)
+    mp4 = to_mp4([frames(5, 32, 32)], (5, 32, 32, 3), 8)
     assert 0 < mp4.index(b"moov") < mp4.index(b"mdat")
 
 
 def test_no_file_is_left_and_no_descriptor_either() -> None:
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
-        to_mp4(frames(2, 16, 16), 8)
+        to_mp4([frames(2, 16, 16)], (2, 16, 16, 3), 8)
     assert len(os.listdir("/proc/self/fd")) == before
 
 

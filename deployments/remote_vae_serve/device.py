@@ -1,0 +1,142 @@
+"""`Device`: the one thread that an engine's work runs on, and the queue before it. What waits is grouped there: decodes of one
+shape run as one batch, with no timer: a lone request never waits for company."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from remote_vae.errors import DeadlineExceeded, RemoteVAEError
+
+logger = logging.getLogger("ray.serve")
+
+Run = Callable[[torch.Tensor], torch.Tensor]
+"""Work on a batch, sample by sample independent but for the last place of a float."""
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One request's turn on the device.
+
+    Attributes:
+        batch: what goes in, `[B, ...]`, on the host.
+        run: what to do with it.
+        finish: what leaves the device of its own part of the output; runs there.
+        group: jobs of equal groups may run as one batch; None runs alone.
+        limit: largest batch it may be part of.
+        give_up: moment on `time.perf_counter` after which nobody waits for it.
+        done: what `finish` gave, when it began and when it ended; cancelled, the job is dropped where it waits.
+    """
+
+    batch: torch.Tensor
+    run: Run
+    finish: Callable[[torch.Tensor], Any]
+    group: Hashable = None
+    limit: int = 1
+    give_up: float | None = None
+    done: Future[tuple[Any, float, float]] = field(default_factory=Future)
+
+
+class Device:
+    """Runs jobs one after the other, in the order they came, and what groups with them.
+
+    Args:
+        enter: entered once by the thread: the stream its work goes to.
+    """
+
+    def __init__(self, enter: Callable[[], AbstractContextManager[object]]) -> None:
+        self._enter = enter
+        self._waiting: deque[Job] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="device", daemon=True)
+        self._thread.start()
+
+    def submit(self, job: Job) -> None:
+        with self._changed:
+            self._waiting.append(job)
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Cancel what waits; what runs ends."""
+        with self._changed:
+            self._closed = True
+            while self._waiting:
+                self._waiting.popleft().done.cancel()
+            self._changed.notify()
+
+    def _work(self) -> None:
+        with self._enter(), torch.inference_mode():
+            while group := self._next():
+                self._run(group)
+
+    def _next(self) -> list[Job]:
+        """The first job that is still wanted and those that may run with it; empty when closed."""
+        with self._changed:
+            while True:
+                while not self._waiting:
+                    if self._closed:
+                        return []
+                    self._changed.wait()
+                first = self._waiting.popleft()
+                if _starts(first):
+                    return [first, *self._company_of(first)]
+
+    def _company_of(self, first: Job) -> list[Job]:
+        company: list[Job] = []
+        size, limit = len(first.batch), first.limit
+        if first.group is None or size >= limit:
+            return company
+        left: deque[Job] = deque()
+        while self._waiting:
+            job = self._waiting.popleft()
+            fits = job.group == first.group and size + len(job.batch) <= min(limit, job.limit)
+            if not fits:
+                left.append(job)
+            elif _starts(job):
+                company.append(job)
+                size, limit = size + len(job.batch), min(limit, job.limit)
+        self._waiting = left
+        return company
+
+    def _run(self, group: Sequence[Job]) -> None:
+        began = time.perf_counter()
+        try:
+            batch = torch.cat([job.batch for job in group]) if len(group) > 1 else group[0].batch
+            output = group[0].run(batch)
+        except BaseException as error:
+            if len(group) == 1:
+                group[0].done.set_exception(error)
+                return
+            if not isinstance(error, RemoteVAEError):
+                logger.warning(
+                    "a batch of %d failed (%s); its members run one by one", len(group), type(error).__name__
+                )
+            for job in group:
+                self._run([job])
+            return
+        parts = torch.split(output, [len(job.batch) for job in group]) if len(group) > 1 else (output,)
+        for job, part in zip(group, parts, strict=True):
+            try:
+                job.done.set_result((job.finish(part), began, time.perf_counter()))
+            except BaseException as error:
+                job.done.set_exception(error)
+
+
+def _starts(job: Job) -> bool:
+    """Mark the job as running; False where it was cancelled, or its client has given up."""
+    if not job.done.set_running_or_notify_cancel():
+        return False
+    if job.give_up is not None and time.perf_counter() > job.give_up:
+        job.done.set_exception(DeadlineExceeded("The request waited for the model longer than its client waits for it"))
+        return False
+    return True

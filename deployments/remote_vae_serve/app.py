@@ -33,7 +33,7 @@ def vae(args: VAEConfig) -> Application:
     num_gpus = gpus_of_a_replica(args)
     config = args.model_copy(update={"num_gpus": num_gpus})
     deployment = serve.deployment(
-        VAE,
+        serve.ingress()(VAE),  # its own HTTP side is reached where the config gives the application a route_prefix
         name="VAE",
         ray_actor_options={"num_cpus": args.num_cpus, "num_gpus": num_gpus},
         max_ongoing_requests=8,

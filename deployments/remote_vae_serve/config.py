@@ -33,14 +33,23 @@ class Arguments(BaseModel):
         return values
 
 
-class IngressConfig(Arguments):
+class DoorConfig(Arguments):
+    """What the HTTP side wants to know, in the ingress and at a model's own path alike."""
+
+    max_body_mib: float = Field(256, gt=0, description="Largest request body, in MiB; larger ones get a 413.")
+    deadline_s: float = Field(300, gt=0, description="Seconds after which a request gets a 504.")
+
+    @property
+    def max_body(self) -> int:
+        return int(self.max_body_mib * 2**20)
+
+
+class IngressConfig(DoorConfig):
     """Arguments of `remote_vae_serve.app:ingress`."""
 
     models: tuple[str, ...] | None = Field(
         None, description="Serve only these applications; all VAEs of the cluster if unset."
     )
-    max_body_mib: float = Field(256, gt=0, description="Largest request body, in MiB; larger ones get a 413.")
-    deadline_s: float = Field(300, gt=0, description="Seconds after which a request gets a 504.")
     hosts: dict[str, str] = Field(
         default_factory=dict,
         description="Host name to model: a POST to / with that Host decodes with that model, for clients that know the "
@@ -58,8 +67,8 @@ class FakeEngineConfig(Arguments):
     channels: int = Field(4, gt=0, description="Channels of the latents it takes.")
 
 
-class VAEConfig(Arguments):
-    """Arguments of `remote_vae_serve.app:vae`: one model."""
+class VAEConfig(DoorConfig):
+    """Arguments of `remote_vae_serve.app:vae`: one model. Body and deadline are for its own path, if it has one."""
 
     source: str = Field(description="Hub id, local folder, or `demo` for the bundled weights.")
     subfolder: str | None = Field(None, description="Folder of the VAE inside the source, e.g. `vae`.")

@@ -25,7 +25,6 @@ from remote_vae_serve.config import VAEConfig
 from remote_vae_serve.families import LatentSpace, Layout, Size, scale_and_shift, shift_and_scale
 from remote_vae_serve.pictures import Prepared, prepare
 
-
 MAX_GROUP = 8
 MAX_GROUP_PIXELS = 2**22
 """Of the pictures decoded as one batch: four of 1024x1024."""

@@ -9,15 +9,16 @@ import asyncio
 import logging
 import re
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Protocol
 
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from remote_vae import errors
 from remote_vae.errors import (
@@ -41,6 +42,8 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 EVERY = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 RESERVED = frozenset({"health", "models", "openapi.json"})
 """Names that are paths of this app, so that no model can have them."""
+STREAMED = 8 * 2**20
+SLICE = 2**20
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -74,29 +77,46 @@ def create_app(
         deadline_s: seconds after which a request is answered with a 504; sooner where its client says so.
         hosts: Host name, without port, to model: what a POST to `/` means.
     """
-    to = Endpoints(models, max_body, deadline_s, hosts)
-
-    def route(path: str, endpoint: Endpoint, *methods: str) -> list[Route]:
-        # Both spellings are answered: Starlette's redirect (307) would make the client send its body twice.
-        spellings = (path, path + "/")
-        right = [Route(spelling, to.guarded(endpoint), methods=list(methods)) for spelling in spellings]
-        # What a path is not for is said there, before `/{model}` takes its name for a model's.
-        return right + [Route(spelling, to.guarded(to.wrong_method), methods=EVERY) for spelling in spellings]
-
-    handlers: dict[Any, Any] = {404: _handler(to.guarded(to.unknown)), 405: _handler(to.guarded(to.wrong_method))}
-    app = Starlette(
-        routes=[
-            Route("/", to.guarded(to.by_host), methods=EVERY),
-            *route("/health", to.health, "GET"),
-            *route("/openapi.json", to.openapi, "GET"),
-            *route("/models", to.models, "GET"),
-            *route("/{model}", to.model, "GET", "POST"),
-            *route("/{model}/decode", to.decode, "POST"),
-            *route("/{model}/encode", to.encode, "POST"),
-            *route("/{model}/describe", to.wake, "POST"),
-        ],
-        exception_handlers=handlers,
+    to = Endpoints(models, max_body, deadline_s, hosts=hosts)
+    return _app(
+        to,
+        Route("/", to.guarded(to.by_host), methods=EVERY),
+        *to.route("/health", to.health, "GET"),
+        *to.route("/openapi.json", to.openapi, "GET"),
+        *to.route("/models", to.models, "GET"),
+        *to.route("/{model}", to.model, "GET", "POST"),
+        *to.route("/{model}/decode", to.decode, "POST"),
+        *to.route("/{model}/encode", to.encode, "POST"),
+        *to.route("/{model}/describe", to.wake, "POST"),
     )
+
+
+def create_model_app(name: str, models: Models, max_body: int, deadline_s: float) -> ASGIApp:
+    """The same for the model `name` alone, to be hung at its own path: the direct door."""
+    to = Endpoints(models, max_body, deadline_s, only=name)
+    app = _app(
+        to,
+        *to.route("/health", to.health, "GET"),
+        *to.route("/openapi.json", to.openapi, "GET"),
+        *to.route("/decode", to.decode, "POST"),
+        *to.route("/encode", to.encode, "POST"),
+        *to.route("/describe", to.wake, "POST"),
+        Route("/", to.guarded(to.model), methods=["GET", "POST"]),
+        Route("/", to.guarded(to.wrong_method), methods=EVERY),
+    )
+
+    async def with_slash(scope: Scope, receive: Receive, send: Send) -> None:
+        # Where it hangs at /sd-v1, a POST to /sd-v1 has no path left, and Starlette would send it to /sd-v1/ with a 307.
+        if scope["type"] == "http" and scope["path"] == scope.get("root_path", ""):
+            scope = {**scope, "path": scope["path"] + "/"}
+        await app(scope, receive, send)
+
+    return with_slash
+
+
+def _app(to: Endpoints, *routes: Route) -> Starlette:
+    handlers: dict[Any, Any] = {404: _handler(to.guarded(to.unknown)), 405: _handler(to.guarded(to.wrong_method))}
+    app = Starlette(routes=routes, exception_handlers=handlers)
     app.router.redirect_slashes = False
     return app
 
@@ -104,8 +124,16 @@ def create_app(
 class Endpoints:
     """What each route does. Each raises RemoteVAEError; `guarded` makes an answer of it."""
 
-    def __init__(self, models: Models, max_body: int, deadline_s: float, hosts: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        models: Models,
+        max_body: int,
+        deadline_s: float,
+        hosts: Mapping[str, str] = MappingProxyType({}),
+        only: str = "",
+    ) -> None:
         self._models = models
+        self._only = only
         self._max_body = max_body
         self._deadline_s = deadline_s
         self._hosts = {host.lower(): name for host, name in hosts.items()}
@@ -120,22 +148,22 @@ class Endpoints:
         return JSONResponse({"models": [self._models.describe(name) for name in self._models.names()]})
 
     async def wake(self, request: Request) -> Response:
-        description = await asyncio.wait_for(self._models.ask(_name(request)), self._deadline_s)
-        request.state.model = _name(request)
+        description = await asyncio.wait_for(self._models.ask(self._name(request)), self._deadline_s)
+        request.state.model = self._name(request)
         return JSONResponse(description)
 
     async def decode(self, request: Request) -> Response:
-        return await self._answer(request, _name(request), "decode")
+        return await self._answer(request, self._name(request), "decode")
 
     async def encode(self, request: Request) -> Response:
-        return await self._answer(request, _name(request), "encode")
+        return await self._answer(request, self._name(request), "encode")
 
     async def model(self, request: Request) -> Response:
         if request.method in ("GET", "HEAD"):
-            description = self._models.describe(_name(request))
-            request.state.model = _name(request)
+            description = self._models.describe(self._name(request))
+            request.state.model = self._name(request)
             return JSONResponse(description)
-        return await self._answer(request, _name(request), None)
+        return await self._answer(request, self._name(request), None)
 
     async def by_host(self, request: Request) -> Response:
         """The way of clients that hold a host name for an endpoint, and no path."""
@@ -145,11 +173,11 @@ class Endpoints:
         return await self._answer(request, name, None)
 
     async def unknown(self, request: Request) -> Response:
-        raise UnknownRoute(f"No route {request.url.path[:200]!r}; POST to /<model> or GET /models, /<model>, /health")
+        raise UnknownRoute(f"No route {_path(request)!r}; POST to /<model> or GET /models, /<model>, /health")
 
     async def wrong_method(self, request: Request) -> Response:
         raise WrongMethod(
-            f"{request.method} is not for {request.url.path[:200]!r}; decoding and encoding are a POST to /<model>, "
+            f"{request.method} is not for {_path(request)!r}; decoding and encoding are a POST to /<model>, "
             "reading is a GET"
         )
 
@@ -167,7 +195,18 @@ class Endpoints:
 
         read, result = await asyncio.wait_for(read_and_answer(), give_up - now())
         headers, body = result.to_http(read.reply)
-        return Response(bytes(body), headers=headers)
+        return _response(headers, memoryview(body))
+
+    def _name(self, request: Request) -> str:
+        """The model that a path means; where it names none, the one that lives at this door."""
+        return str(request.path_params.get("model", self._only))
+
+    def route(self, path: str, endpoint: Endpoint, *methods: str) -> list[Route]:
+        # Both spellings are answered: Starlette's redirect (307) would make the client send its body twice.
+        spellings = (path, path + "/")
+        right = [Route(spelling, self.guarded(endpoint), methods=list(methods)) for spelling in spellings]
+        # What a path is not for is said there, before `/{model}` takes its name for a model's.
+        return right + [Route(spelling, self.guarded(self.wrong_method), methods=EVERY) for spelling in spellings]
 
     def guarded(self, endpoint: Endpoint) -> Endpoint:
         """The endpoint with every failure turned into the contract's JSON; on every answer the request's id and, where a
@@ -191,6 +230,8 @@ class Endpoints:
                 response = _answer(
                     InternalError("The server failed; its log has the details under this request id"), request_id
                 )
+            if model := getattr(request.state, "model", ""):
+                response.headers["x-vae-model"] = model
             if (
                 sent != request_id
             ):  # a proxy that numbers requests, as Serve's does, puts its number on the answer itself
@@ -200,8 +241,8 @@ class Endpoints:
         return run
 
 
-def _name(request: Request) -> str:
-    return str(request.path_params["model"])
+def _path(request: Request) -> str:
+    return (request.url.path.rstrip("/") or "/")[:200]
 
 
 def _too_late(request: Request, deadline_s: float) -> str:
@@ -230,6 +271,19 @@ async def _read(request: Request, max_body: int) -> bytearray:
         if len(body) > max_body:
             raise too_large
     return body
+
+
+def _response(headers: dict[str, str], body: memoryview) -> Response:
+    """A large body goes in slices, so that it is never there twice, and a reader that stalls stalls us."""
+    if len(body) <= STREAMED:
+        return Response(bytes(body), headers=headers)
+    slices = (bytes(body[start : start + SLICE]) for start in range(0, len(body), SLICE))
+    return StreamingResponse(_each(slices), headers={**headers, "content-length": str(len(body))})
+
+
+async def _each(slices: Iterable[bytes]) -> AsyncIterator[bytes]:
+    for one in slices:  # an iterator that is not async would be run in a thread, slice by slice
+        yield one
 
 
 def _answer(error: RemoteVAEError, request_id: str) -> Response:

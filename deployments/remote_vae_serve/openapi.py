@@ -25,6 +25,18 @@ TENSORS = {"tensor/binary": BINARY, "tensor/base64": IN_JSON}
 BODIES = TENSORS | {"application/octet-stream": BINARY, "application/json": IN_JSON}
 PICTURES: dict[str, Any] = {"image/png": BINARY, "image/jpeg": BINARY}
 MODEL = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
+SIGNED = {
+    name: {"schema": {"type": "string"}, "description": meaning}
+    for name, meaning in {
+        "x-request-id": "Of this exchange; the server's log knows it.",
+        "x-vae-model": "Who answered.",
+        "x-vae-revision": "Of its weights.",
+        "x-vae-dtype": "What it ran in.",
+        "server-timing": "Milliseconds of each stage: queue, decode, encode.",
+        "shape": "Of a tensor/binary reply: a JSON list.",
+        "dtype": "Of a tensor/binary reply.",
+    }.items()
+}
 DEADLINE = {
     "name": DEADLINE_HEADER, "in": "header", "required": False, "schema": {"type": "integer", "minimum": 1},
     "description": "Milliseconds for which the client waits; later nothing is decoded for it.",
@@ -81,7 +93,7 @@ def _post(summary: str, parameters: Iterable[Parameter[Any]], bodies: Any, repli
         "summary": summary,
         "parameters": [MODEL, DEADLINE, *map(_parameter, parameters)],
         "requestBody": {"required": True, "content": bodies},
-        "responses": {"200": {"description": "The result.", "content": replies}} | _errors(),
+        "responses": {"200": {"description": "The result.", "headers": SIGNED, "content": replies}} | _errors(),
     }
 
 

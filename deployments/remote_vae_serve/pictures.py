@@ -92,7 +92,9 @@ def _prepared(pixels: torch.Tensor, space: LatentSpace) -> Prepared:
     if not bool(torch.isfinite(pixels).all()):
         raise BadRequest("The pixels contain NaN or infinity; nothing can be encoded from them", parameter="tensor")
     if of_videos or pixels.ndim == 4:
-        return Prepared(pixels.contiguous())
+        return Prepared(
+            pixels
+        )  # as `preprocess` leaves them, channels last: a convolution rounds otherwise for other strides
     return Prepared(pixels.transpose(1, 2).flatten(0, 1), frames=pixels.shape[2])
 
 

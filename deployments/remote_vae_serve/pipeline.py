@@ -23,7 +23,7 @@ from remote_vae.tensors import from_array
 from remote_vae.wire import Provenance, Result
 from remote_vae_serve import codecs
 from remote_vae_serve.device import Device, Job
-from remote_vae_serve.engine import Engine, Unpacked
+from remote_vae_serve.engine import Engine
 from remote_vae_serve.transfer import HostCopy
 
 T = TypeVar("T")

@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import serve
+from starlette.types import ASGIApp
 
 from remote_vae.decoding import DecodeRequest
 from remote_vae.encoding import EncodeRequest
 from remote_vae.errors import ModelFailed, RemoteVAEError
-from remote_vae.wire import PROTOCOL
+from remote_vae.protocol import Request
+from remote_vae.wire import PROTOCOL, Result
 from remote_vae_serve.config import VAEConfig
+from remote_vae_serve.http import Answerer, create_model_app
 
 if TYPE_CHECKING:
     from remote_vae_serve.engine import Engine
@@ -47,6 +50,10 @@ class VAE:
         self._startup: dict[str, float] = {}
         self._load()
 
+    @property
+    def name(self) -> str:
+        return str(self._model)
+
     async def decode(self, plain: tuple[Any, ...]) -> tuple[Any, ...]:
         """Decode one request: `DecodeRequest.to_plain()` in, `Result.to_plain()` out. Raises RemoteVAEError."""
         pipeline = await self._ready()
@@ -64,6 +71,10 @@ class VAE:
         if wake:
             with contextlib.suppress(ModelFailed):  # it is told in the description
                 await self._ready()
+        return self.description()
+
+    def description(self) -> dict[str, Any]:
+        """What `describe` says."""
         description = describe_arguments(self._config) | {
             "name": self._model,
             "state": "failed" if self._failure else "ready",
@@ -92,6 +103,14 @@ class VAE:
                 "config": dict(self._engine.model_config),
             }
         return description
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        """Serve calls this after the constructor: the direct door, where the application has a path of its own."""
+        return create_model_app(self._model, Alone(self), self._config.max_body, self._config.deadline_s)
+
+    async def answer(self, request: Request) -> Result:
+        """Decode or encode one request that came by this replica's own HTTP side. Raises RemoteVAEError."""
+        return await (await self._ready()).answer(request)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Serve asks for this method where a deployment has a `user_config`; ours is a notice for the ingress to read."""
@@ -126,6 +145,25 @@ class VAE:
                 raise ModelFailed(self._failure.message, retry_after=self._config.retry_s)
         assert self._pipeline is not None
         return self._pipeline
+
+
+class Alone:
+    """The `Models` of the direct door: the one that this replica holds."""
+
+    def __init__(self, vae: VAE) -> None:
+        self._vae = vae
+
+    def find(self, name: str) -> Answerer:
+        return self._vae.answer
+
+    def describe(self, name: str) -> dict[str, Any]:
+        return self._vae.description()
+
+    async def ask(self, name: str) -> dict[str, Any]:
+        return await self._vae.describe(wake=True)
+
+    def names(self) -> list[str]:
+        return [self._vae.name]
 
 
 def describe_arguments(config: VAEConfig) -> dict[str, Any]:

@@ -1,0 +1,57 @@
+"""A model with a path of its own in the config answers there itself, and goes on answering through the ingress's handle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import requests
+import torch
+from ray import serve
+
+from conftest import Cluster
+from remote_vae import RemoteVAE
+from remote_vae_serve.app import vae
+from remote_vae_serve.config import VAEConfig
+from samples import latents, pipeline_decode, tiny_vae
+
+
+@pytest.fixture(scope="module")
+def direct(cluster: Cluster) -> Iterator[str]:
+    config = VAEConfig(source=cluster.source("flux"), device="cpu", threads=1, batching="off", max_body_mib=1)
+    serve.run(vae(config), name="direct", route_prefix="/direct")
+    cluster.wait_for("direct", lambda model: model["state"] == "ready")
+    yield f"{cluster.url}/direct"
+    serve.delete("direct")
+
+
+@pytest.mark.parametrize("path", ["", "/", "/decode", "/decode/"])
+def test_it_decodes_exactly_and_redirects_nobody(direct: str, path: str) -> None:
+    z = latents(1, 16, 8, 8)
+    answer = requests.post(
+        direct + path,
+        params={"shape": list(z.shape), "dtype": "float32", "do_scaling": "True", "output_type": "pt"},
+        data=z.numpy().tobytes(),
+        timeout=30,
+        allow_redirects=False,
+    )
+    assert (answer.status_code, answer.headers["x-vae-model"]) == (200, "direct")
+    torch.set_num_threads(1)
+    expected = pipeline_decode(tiny_vae("flux"), z)
+    assert torch.equal(
+        torch.frombuffer(bytearray(answer.content), dtype=torch.float32).reshape(expected.shape), expected
+    )
+
+
+def test_its_handle_is_there_as_well(direct: str) -> None:
+    z = latents(1, 16, 8, 8)
+    with RemoteVAE(direct) as url, RemoteVAE.from_app("direct") as handle:
+        assert torch.equal(url.decode(z, output_type="pt"), handle.decode(z, output_type="pt"))
+        assert url.describe()["state"] == url.describe(wake=True)["state"] == handle.describe()["state"] == "ready"
+
+
+def test_errors_and_limits_are_those_of_the_ingress(direct: str) -> None:
+    wrong = requests.post(direct, params={"shape": [1, 16, 8, 8], "dtype": "float32"}, data=b"short", timeout=30)
+    assert (wrong.status_code, wrong.json()["parameter"]) == (400, "shape")
+    assert requests.post(direct, data=bytes(2**20 + 1), timeout=30).status_code == 413
+    assert requests.get(f"{direct}/encode", timeout=30).json()["code"] == "wrong_method"

@@ -1,0 +1,147 @@
+"""The one thread of the device: what waits is grouped by shape, what is given up is dropped, nobody suffers for a neighbour."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+
+from remote_vae.errors import DeadlineExceeded
+from remote_vae_serve.device import Device, Job
+
+WAIT_S = 10.0
+
+
+class Bench:
+    """A device whose first job holds it until `go`, so that what comes after waits together."""
+
+    def __init__(self) -> None:
+        self.device = Device(nullcontext)
+        self.ran: list[torch.Tensor] = []
+        self._go, self._busy = threading.Event(), threading.Event()
+        self._held = Job(torch.zeros(1), self._hold, lambda part: part)
+        self.device.submit(self._held)
+        assert self._busy.wait(WAIT_S)
+
+    def _hold(self, batch: torch.Tensor) -> torch.Tensor:
+        self._busy.set()
+        assert self._go.wait(WAIT_S)
+        return batch
+
+    def run(self, batch: torch.Tensor) -> torch.Tensor:
+        self.ran.append(batch)
+        return batch * 2
+
+    def job(self, *values: float, group: Any = "a", limit: int = 8, **fields: Any) -> Job:
+        job = Job(torch.tensor(values), fields.pop("run", self.run), fields.pop("finish", lambda part: part.tolist()),
+                  group, limit, **fields)  # fmt: skip
+        self.device.submit(job)
+        return job
+
+    def go(self) -> None:
+        self._go.set()
+        self._held.done.result(WAIT_S)
+
+    @property
+    def batches(self) -> list[list[float]]:
+        return [batch.tolist() for batch in self.ran]
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    bench = Bench()
+    yield bench
+    bench.go()
+    bench.device.close()
+
+
+def made(job: Job) -> Any:
+    return job.done.result(WAIT_S)[0]
+
+
+def test_jobs_of_one_group_that_wait_run_as_one_batch_and_each_gets_its_part(bench: Bench) -> None:
+    jobs = [bench.job(1), bench.job(2, 3), bench.job(4)]
+    bench.go()
+    assert [made(job) for job in jobs] == [[2], [4, 6], [8]]
+    assert bench.batches == [[1, 2, 3, 4]]
+
+
+def test_a_batch_is_no_larger_than_any_of_its_jobs_allows(bench: Bench) -> None:
+    jobs = [bench.job(1, limit=4), bench.job(2, 3, limit=4), bench.job(4, 5, limit=4), bench.job(6, limit=4)]
+    careful = bench.job(7, limit=2)
+    bench.go()
+    for job in (*jobs, careful):
+        made(job)
+    # The first takes what still fits behind it; what does not keeps its place in the line.
+    assert bench.batches == [[1, 2, 3, 6], [4, 5], [7]]
+
+
+def test_other_groups_and_jobs_without_one_keep_their_turn(bench: Bench) -> None:
+    jobs = [bench.job(1), bench.job(2, group="b"), bench.job(3, group=None), bench.job(4), bench.job(5, group="b")]
+    bench.go()
+    for job in jobs:
+        made(job)
+    assert bench.batches == [[1, 4], [2, 5], [3]]
+
+
+def test_a_lone_job_does_not_wait_for_company() -> None:
+    device = Device(nullcontext)
+    began = time.perf_counter()
+    for number in range(20):
+        job = Job(torch.tensor([number]), lambda batch: batch, lambda part: part, "a", 8)
+        device.submit(job)
+        job.done.result(WAIT_S)
+    assert time.perf_counter() - began < 1
+    device.close()
+
+
+def test_what_was_cancelled_or_given_up_never_runs_and_the_others_do(bench: Bench) -> None:
+    left, cancelled = bench.job(1), bench.job(2)
+    late = bench.job(3, give_up=time.perf_counter() - 1)
+    in_time = bench.job(4, give_up=time.perf_counter() + WAIT_S)
+    assert cancelled.done.cancel()
+    bench.go()
+    assert (made(left), made(in_time)) == ([2], [8])
+    with pytest.raises(DeadlineExceeded, match="waited for the model longer"):
+        made(late)
+    assert bench.batches == [[1, 4]]
+
+
+def test_what_fails_in_a_batch_runs_alone_and_fails_alone(bench: Bench) -> None:
+    def run(batch: torch.Tensor) -> torch.Tensor:
+        bench.ran.append(batch)
+        if 2.0 in batch.tolist():
+            raise RuntimeError("two")
+        return batch * 2
+
+    jobs = [bench.job(value, run=run) for value in (1, 2, 3)]
+    bench.go()
+    assert [made(job) for job in jobs[::2]] == [[2], [6]]
+    with pytest.raises(RuntimeError, match="two"):
+        made(jobs[1])
+    assert bench.batches == [[1, 2, 3], [1], [2], [3]]
+
+
+def test_an_output_that_cannot_leave_fails_its_own_job_only(bench: Bench) -> None:
+    def no(part: torch.Tensor) -> None:
+        raise ValueError("no")
+
+    bad, good = bench.job(1, finish=no), bench.job(2)
+    bench.go()
+    assert made(good) == [4]
+    with pytest.raises(ValueError, match="no"):
+        made(bad)
+
+
+def test_a_closed_device_cancels_what_waits() -> None:
+    bench = Bench()
+    job = bench.job(1)
+    bench.device.close()
+    bench.go()
+    assert job.done.cancelled()
+    assert bench.batches == []

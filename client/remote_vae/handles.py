@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 from remote_vae.errors import (
@@ -28,6 +29,9 @@ from remote_vae.transports import Transport
 from remote_vae.wire import Result
 
 T = TypeVar("T")
+ELSEWHERE = (*[True] * 23, False)
+"""For each time a request is sent: whether a replica with long work before it may hand it back. The last one keeps it. So many
+because Serve's router prefers the replica with the fewest requests, and that may be the one with the longest."""
 
 
 class HandleTransport(Transport):
@@ -62,10 +66,18 @@ class HandleTransport(Transport):
             raise UnknownModel(f"No Serve application {name!r} in this cluster: {error}") from error
 
     def try_one(self, request: Request) -> Result:
-        return Result.from_plain(self._wait(lambda: self._call(request), _result, self._wait_s(request)))
+        for elsewhere in ELSEWHERE:
+            plain = self._wait(partial(self._call, request, elsewhere), _result, self._wait_s(request))
+            if plain is not None:
+                break
+        return Result.from_plain(plain)
 
     async def try_one_async(self, request: Request) -> Result:
-        return Result.from_plain(await _await(self._call(request), self._wait_s(request)))
+        for elsewhere in ELSEWHERE:
+            plain = await _await(self._call(request, elsewhere), self._wait_s(request))
+            if plain is not None:
+                break
+        return Result.from_plain(plain)
 
     def send_ref(self, request: Request) -> Any:
         """As `send_one`, but the ObjectRef of the plain result: it can be handed on without a copy through this process."""
@@ -89,8 +101,8 @@ class HandleTransport(Transport):
         """A transport of endless patience, as the ingress has, leaves it to the replica to keep the deadline it is told."""
         return None if self.patience.timeout is None and self.patience.deadline is None else request.deadline_s
 
-    def _call(self, request: Request) -> Any:
-        return getattr(self._handle, request.verb).remote(request.to_plain())
+    def _call(self, request: Request, elsewhere: bool = False) -> Any:
+        return getattr(self._handle, request.verb).remote(request.to_plain(), elsewhere)
 
     def refuse_blocking(self) -> None:
         import ray

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from remote_vae.errors import DeadlineExceeded, RemoteVAEError
+from remote_vae_serve.pace import Pace
 
 logger = logging.getLogger("ray.serve")
 
@@ -31,6 +32,7 @@ class Job:
         batch: what goes in, `[B, ...]`, on the host.
         run: what to do with it.
         finish: what leaves the device of its own part of the output; runs there.
+        pace: how long such work takes.
         group: jobs of equal groups may run as one batch; None runs alone.
         limit: largest batch it may be part of.
         give_up: moment on `time.perf_counter` after which nobody waits for it.
@@ -40,6 +42,7 @@ class Job:
     batch: torch.Tensor
     run: Run
     finish: Callable[[torch.Tensor], Any]
+    pace: Pace = field(default_factory=Pace)
     group: Hashable = None
     limit: int = 1
     give_up: float | None = None
@@ -56,6 +59,7 @@ class Device:
     def __init__(self, enter: Callable[[], AbstractContextManager[object]]) -> None:
         self._enter = enter
         self._waiting: deque[Job] = deque()
+        self._running: tuple[float, float] | None = None  # since when, and for how long as far as can be told
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="device", daemon=True)
@@ -65,6 +69,16 @@ class Device:
         with self._changed:
             self._waiting.append(job)
             self._changed.notify()
+
+    def wait_s(self) -> float:
+        """Seconds until a job that came now would begin, as far as can be told."""
+        with self._changed:
+            waiting = sum(job.pace.predict(job.batch.numel()) for job in self._waiting)
+            running = self._running
+        if running is None:
+            return waiting
+        began, predicted = running
+        return waiting + max(0.0, began + predicted - time.perf_counter())
 
     def close(self) -> None:
         """Cancel what waits; what runs ends."""
@@ -78,6 +92,7 @@ class Device:
         with self._enter(), torch.inference_mode():
             while group := self._next():
                 self._run(group)
+                self._running = None
 
     def _next(self) -> list[Job]:
         """The first job that is still wanted and those that may run with it; empty when closed."""
@@ -110,6 +125,8 @@ class Device:
 
     def _run(self, group: Sequence[Job]) -> None:
         began = time.perf_counter()
+        values = sum(job.batch.numel() for job in group)
+        self._running = began, group[0].pace.predict(values)
         try:
             batch = torch.cat([job.batch for job in group]) if len(group) > 1 else group[0].batch
             output = group[0].run(batch)
@@ -124,6 +141,7 @@ class Device:
             for job in group:
                 self._run([job])
             return
+        group[0].pace.learn(values, time.perf_counter() - began)
         parts = torch.split(output, [len(job.batch) for job in group]) if len(group) > 1 else (output,)
         for job, part in zip(group, parts, strict=True):
             try:

@@ -7,6 +7,7 @@ The queues between the stages are as short as Serve makes them: `max_ongoing_req
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,11 +25,13 @@ from remote_vae.wire import Provenance, Result
 from remote_vae_serve import codecs
 from remote_vae_serve.device import Device, Job
 from remote_vae_serve.engine import Engine
+from remote_vae_serve.pace import Pace
 from remote_vae_serve.transfer import HostCopy
 
 T = TypeVar("T")
 UNPACKERS = 2
 WRITERS = 4  # they let go of the GIL
+BUSY_S, BUSY_FACTOR = 0.25, 4
 
 
 class Pipeline:
@@ -44,6 +47,7 @@ class Pipeline:
         self._model = model
         self._unpackers = ThreadPoolExecutor(UNPACKERS, thread_name_prefix="unpack")
         self._device = Device(engine.on_device)
+        self._decodes, self._encodes = Pace(), Pace()
         self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="write")
 
     async def answer(self, request: Request) -> Result:
@@ -60,7 +64,7 @@ class Pipeline:
 
         latents = unpacked.latents
         group, limit = (tuple(latents.shape[1:]), latents.dtype), self._engine.group_limit(latents)
-        job = Job(latents, self._engine.decode, leave, group, limit, _give_up(request, received))
+        job = Job(latents, self._engine.decode, leave, self._decodes, group, limit, _give_up(request, received))
         copy, began, ended = await self._run(job)
         result = await _on(self._writers, self._write, copy, request)
         stages = ("queue", received, began), ("decode", began, ended), ("encode", ended, time.perf_counter())
@@ -72,11 +76,19 @@ class Pipeline:
         prepared = await _on(self._unpackers, self._engine.prepare, request)
         generator = None if request.seed is None else torch.Generator("cpu").manual_seed(request.seed)
         run = partial(self._engine.encode, mode=request.sample_mode, generator=generator)
-        job = Job(prepared.pixels, run, HostCopy, give_up=_give_up(request, received))
+        job = Job(prepared.pixels, run, HostCopy, self._encodes, give_up=_give_up(request, received))
         copy, began, ended = await self._run(job)
         raw = from_array(await _on(self._writers, lambda: self._engine.pack(copy.whole(), prepared, request)))
         result = Result("tensor/binary", raw.data, raw.dtype, raw.shape)
         return self._signed(result, self._engine.encode_dtype, (("queue", received, began), ("encode", began, ended)))
+
+    def is_busy_for(self, request: Request) -> bool:
+        """Whether the request would wait here for long, by its own measure: another replica may have it at once."""
+        if isinstance(request, DecodeRequest):
+            own_s = self._decodes.predict(math.prod(request.latents.shape))
+        else:
+            own_s = self._encodes.predict(math.prod(request.image.shape))
+        return self._device.wait_s() > max(BUSY_S, BUSY_FACTOR * own_s)
 
     def close(self) -> None:
         self._device.close()

@@ -13,6 +13,7 @@ import torch
 
 from remote_vae.errors import DeadlineExceeded
 from remote_vae_serve.device import Device, Job
+from remote_vae_serve.pace import Pace
 
 WAIT_S = 10.0
 
@@ -39,7 +40,7 @@ class Bench:
 
     def job(self, *values: float, group: Any = "a", limit: int = 8, **fields: Any) -> Job:
         job = Job(torch.tensor(values), fields.pop("run", self.run), fields.pop("finish", lambda part: part.tolist()),
-                  group, limit, **fields)  # fmt: skip
+                  group=group, limit=limit, **fields)  # fmt: skip
         self.device.submit(job)
         return job
 
@@ -93,7 +94,7 @@ def test_a_lone_job_does_not_wait_for_company() -> None:
     device = Device(nullcontext)
     began = time.perf_counter()
     for number in range(20):
-        job = Job(torch.tensor([number]), lambda batch: batch, lambda part: part, "a", 8)
+        job = Job(torch.tensor([number]), lambda batch: batch, lambda part: part, group="a", limit=8)
         device.submit(job)
         job.done.result(WAIT_S)
     assert time.perf_counter() - began < 1
@@ -145,3 +146,21 @@ def test_a_closed_device_cancels_what_waits() -> None:
     bench.go()
     assert job.done.cancelled()
     assert bench.batches == []
+
+
+def test_it_says_how_long_a_newcomer_would_wait_once_it_knows_its_pace(bench: Bench) -> None:
+    pace = Pace()
+    assert bench.device.wait_s() == 0.0
+    pace.learn(1, 2.0)
+    bench.job(1, 2, 3, pace=pace)
+    assert bench.device.wait_s() == pytest.approx(6.0)
+
+
+def test_a_pace_follows_what_is_measured() -> None:
+    pace = Pace()
+    assert pace.predict(10) == 0
+    pace.learn(10, 1.0)
+    assert pace.predict(20) == pytest.approx(2.0)
+    for _ in range(20):
+        pace.learn(10, 3.0)
+    assert pace.predict(10) == pytest.approx(3.0, rel=0.01)

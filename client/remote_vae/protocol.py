@@ -28,10 +28,10 @@ def read_request(verb: Verb | None, query: Iterable[tuple[str, str]], headers: M
 
 def _is_encode(message: Message) -> bool:
     """Nothing says that a tensor is to be decoded, and what was sent is a picture, or a tensor of three channels."""
-    if message.content_type.startswith("image/"):
-        return True
     if message.content_type.startswith("tensor/") or message.is_v0 or OUTPUT_TYPE.name in message.values:
         return False
+    if message.content_type.startswith("image/"):
+        return True
     shape = SHAPE.of(message.values)
     if shape is None:
         return message.holds_picture

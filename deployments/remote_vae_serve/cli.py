@@ -24,8 +24,14 @@ if TYPE_CHECKING:
     from remote_vae_serve.serve_config import ServeConfig
 
 CONFIG = Path("serve_config.yaml")
-HAPROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_USE_GRPC_BY_DEFAULT": "0"}
-"""Serve's C data plane; and no gRPC between processes, which takes 4 MiB at most and is slow from 0.5 MB on."""
+FAST = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",  # Serve's data plane in C
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "0",  # it takes 4 MiB at most, and is slow from 0.5 MB on
+    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",  # a line of log for each request, written some at a time
+    # An ingress or a replica that is asked to stop waits so long for HAProxy to forget it; its GPU is held meanwhile.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "10",
+}
+"""HAProxy in front, and what goes well with it. Set on every node of a cluster."""
 HAPROXY_BALANCE = "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM"
 
 config_argument = click.argument("config", type=click.Path(path_type=Path), default=CONFIG)
@@ -43,7 +49,7 @@ def main() -> None:
 @main.command()
 @config_argument
 @click.option(
-    "--haproxy", is_flag=True, help="Let HAProxy take the requests: faster, and more of them. No TLS of its own."
+    "--fast", is_flag=True, help="Let HAProxy take the requests: faster, and more of them. No TLS of its own."
 )
 @click.option(
     "--token",
@@ -63,14 +69,14 @@ def main() -> None:
     show_default=True,
     help="Ray to serve on. `local` starts one; another must have these variables in its nodes' environment already.",
 )
-def run(config: Path, haproxy: bool, tokens: tuple[str, ...], max_body_mib: float | None, address: str) -> None:
+def run(config: Path, fast: bool, tokens: tuple[str, ...], max_body_mib: float | None, address: str) -> None:
     """Check CONFIG (serve_config.yaml), then serve it until Ctrl-C or SIGTERM.
 
     Does what only environment variables can tell Serve (tokens, a size limit that holds before a body is read, JSON for
     Serve's own errors), then becomes `serve run`.
 
     \b
-    Example: REMOTE_VAE_TOKENS=s3cret remote-vae-serve run --haproxy
+    Example: REMOTE_VAE_TOKENS=s3cret remote-vae-serve run --fast
     """
     checked = _read(config)
     if max_body_mib is not None and max_body_mib > checked.max_body_mib:
@@ -82,7 +88,7 @@ def run(config: Path, haproxy: bool, tokens: tuple[str, ...], max_body_mib: floa
         proxy.CALLBACK: proxy.IMPORT_PATH,
         proxy.MAX_BODY_MIB: str(max_body_mib or checked.max_body_mib),
         **({proxy.TOKENS: ",".join(tokens)} if tokens else {}),
-        **(HAPROXY if haproxy else {}),
+        **(FAST if fast else {}),
         **(_haproxy_errors() if address == "local" else {}),
     }
     try:

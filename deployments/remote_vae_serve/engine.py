@@ -22,7 +22,7 @@ from remote_vae.errors import BadRequest, ModelFailed
 from remote_vae.tensors import to_torch
 from remote_vae_serve import codecs, weights
 from remote_vae_serve.config import VAEConfig
-from remote_vae_serve.families import LatentSpace, Layout, Size, scale_and_shift, shift_and_scale
+from remote_vae_serve.families import ONE_IMAGE, LatentSpace, Layout, Size, scale_and_shift, shift_and_scale
 from remote_vae_serve.pictures import Prepared, prepare
 
 MAX_GROUP = 8
@@ -108,7 +108,7 @@ class Engine(ABC):
         latents = to_torch(request.latents)
         size = Size(request.height, request.width)
         layout = self.space.family.layout_of(latents, self.space, size)
-        batch = 1 if latents.ndim == 3 and request.height is None else latents.shape[0]
+        batch = 1 if layout is ONE_IMAGE else latents.shape[0]
         codecs.check_output(request.output, batch, layout.media)
         wider = torch.promote_types(latents.dtype, self.dtype)
         unpacked = layout.unpack(latents, self.space, size).to(self.dtype if self.space.family.cast_first else wider)

@@ -163,6 +163,15 @@ def _unpack_tokens(latents: torch.Tensor, space: LatentSpace, size: Size) -> tor
     return patches.permute(0, 3, 1, 4, 2, 5).reshape(latents.shape[0], space.channels, rows * patch, columns * patch)
 
 
+def _is_one_image(latents: torch.Tensor, space: LatentSpace, size: Size) -> bool:
+    """`[C, h, w]` without a size, or with its own: SD.Next sends both, for Flux and HiDream. Packed latents of that size have
+    another number of tokens, so that nothing is both."""
+    if latents.ndim != 3 or latents.shape[0] != space.channels:
+        return False
+    edges = ((size.height, latents.shape[1]), (size.width, latents.shape[2]))
+    return all(pixels is None or pixels // space.ratio == edge for pixels, edge in edges)
+
+
 IMAGES = Layout(
     expects="[B, {channels}, h, w]",
     fits=lambda z, space, size: z.ndim == 4 and z.shape[1] == space.channels,
@@ -172,7 +181,7 @@ IMAGES = Layout(
 )
 ONE_IMAGE = Layout(
     expects="[{channels}, h, w]",
-    fits=lambda z, space, size: z.ndim == 3 and z.shape[0] == space.channels and size == Size(),
+    fits=_is_one_image,
     unpack=lambda z, space, size: z[None],
     repack=_as_is,
     media="image",

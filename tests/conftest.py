@@ -85,7 +85,9 @@ def cluster(weights: Path) -> Iterator[Cluster]:
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     running = Cluster(f"http://127.0.0.1:{port}", weights)
     # One thread on both sides and no company in a batch, so that results can be compared bit for bit.
-    models = {kind: vae(VAEConfig(source=running.source(kind), device="cpu", threads=1, batching="off")) for kind in KINDS}
+    models = {
+        kind: vae(VAEConfig(source=running.source(kind), device="cpu", threads=1, batching="off")) for kind in KINDS
+    }
     targets = [RunTarget(model, name=kind, route_prefix=None) for kind, model in models.items()]
     serve.run_many([RunTarget(ingress(IngressConfig(max_body_mib=8)), name="remote-vae", route_prefix="/"), *targets])
     for kind in KINDS:

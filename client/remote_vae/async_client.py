@@ -76,8 +76,10 @@ class AsyncRemoteVAE:
             partial_postprocess, input_tensor_type, output_tensor_type, height, width, fps, self._wire_dtype,
         )  # fmt: skip
         if as_ref:
-            return await self._transport.send_ref_async(call.only_request())
-        return call.answer(await self._transport.send_async(call.requests()))
+            return await self._transport.send_ref_async(await asyncio.to_thread(call.only_request))
+        # Casting latents and reading a picture take their time too.
+        results = await self._transport.send_async(await asyncio.to_thread(call.requests))
+        return await asyncio.to_thread(call.answer, results)
 
     async def encode(
         self,
@@ -91,7 +93,8 @@ class AsyncRemoteVAE:
     ) -> Tensor:
         """Encode: see `remote_encode`."""
         call = EncodeCall(image, scaling_factor, shift_factor, do_scaling, sample_mode, seed, self._wire_dtype)
-        return call.answer(await self._transport.send_async(call.requests()))
+        results = await self._transport.send_async(await asyncio.to_thread(call.requests))
+        return await asyncio.to_thread(call.answer, results)
 
     async def submit(self, tensor: Tensor, *args: Any, **options: Any) -> asyncio.Task[Decoded]:
         """Start a `decode` in the background; await the task for its result."""

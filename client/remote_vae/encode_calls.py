@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from remote_vae.calls import as_number, scaling_of
-from remote_vae.encoding import EncodeRequest, Picture, SampleMode
+from remote_vae.encoding import EncodeRequest, Picture, SampleMode, in_rgb
 from remote_vae.errors import BadRequest
 from remote_vae.tensors import RawTensor, cast, from_array, is_torch, to_numpy, to_torch
 from remote_vae.wire import Result
@@ -55,6 +55,8 @@ class EncodeCall:
     wire_dtype: str | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.do_scaling, (bool, type(None))):
+            raise BadRequest(f"do_scaling is {self.do_scaling!r}; expected True or False", parameter="do_scaling")
         for name in ("scaling_factor", "shift_factor"):
             object.__setattr__(self, name, as_number(float, name, getattr(self, name)))
         object.__setattr__(self, "seed", as_number(operator.index, "seed", self.seed))
@@ -82,7 +84,7 @@ class EncodeCall:
         if isinstance(image, (list, tuple)) and image and all(isinstance(one, Image.Image) for one in image):
             if len({one.size for one in image}) > 1:
                 raise BadRequest("The images are not of one size; encode them one by one", parameter="image")
-            image = np.stack([np.asarray(one.convert("RGB")) for one in image])
+            image = np.stack([np.asarray(in_rgb(one)) for one in image])
         if not (is_torch(image) or isinstance(image, np.ndarray)):
             raise BadRequest(
                 f"image is a {type(image).__name__}; expected a PIL image or a list of them, the bytes of a PNG, JPEG or "

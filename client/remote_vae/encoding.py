@@ -9,6 +9,7 @@ from enum import Enum
 from typing import Any, ClassVar
 
 import numpy as np
+from PIL import Image
 
 from remote_vae import parameters
 from remote_vae.errors import BadRequest
@@ -18,6 +19,15 @@ from remote_vae.wire import PROTOCOL, SCALING, SHAPE, Scaling, check_protocol
 
 Picture = np.ndarray[Any, np.dtype[np.uint8]]
 """The bytes of a PNG, JPEG or WebP file."""
+
+
+def in_rgb(picture: Image.Image) -> Image.Image:
+    """The picture in RGB: alpha is dropped, 16-bit greys are scaled to 8 bits (`convert` alone would clip them)."""
+    if picture.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
+    if picture.mode == "P":  # by way of RGBA: `convert` alone warns where the palette has transparent colours
+        picture = picture.convert("RGBA")
+    return picture.convert("RGB")
 
 
 class SampleMode(str, Enum):

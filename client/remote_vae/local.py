@@ -9,10 +9,10 @@ import logging
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from remote_vae.decoding import DecodeRequest, Output
-from remote_vae.encoding import EncodeRequest, SampleMode
+from remote_vae.encoding import EncodeRequest, SampleMode, in_rgb
 from remote_vae.errors import (
     BadRequest,
     BrokenReply,
@@ -23,6 +23,7 @@ from remote_vae.errors import (
     TimedOut,
     Unavailable,
 )
+from remote_vae.patience import Tries
 from remote_vae.protocol import Request
 from remote_vae.tensors import RawTensor, from_array, to_numpy, to_torch
 from remote_vae.transports import Transport
@@ -42,18 +43,25 @@ class WithFallback(Transport):
     """
 
     def __init__(self, server: Transport, local: LocalTransport) -> None:
+        self.patience = server.patience
         self._server = server
         self._local = local
 
     def try_one(self, request: Request) -> Result:
+        return self._send_within(Tries(self.patience), request)
+
+    async def try_one_async(self, request: Request) -> Result:
+        return await self._send_within_async(Tries(self.patience), request)
+
+    def _send_within(self, tries: Tries, request: Request) -> Result:
         try:
-            return self._server.send_one(request)
+            return self._server._send_within(tries, request)
         except NOT_THE_USERS as error:
             return self._local.in_place_of(error, request)
 
-    async def try_one_async(self, request: Request) -> Result:
+    async def _send_within_async(self, tries: Tries, request: Request) -> Result:
         try:
-            return await self._server.send_one_async(request)
+            return await self._server._send_within_async(tries, request)
         except NOT_THE_USERS as error:
             return await asyncio.to_thread(self._local.in_place_of, error, request)
 
@@ -108,14 +116,23 @@ class LocalTransport:
         }
 
     def in_place_of(self, error: RemoteVAEError, request: Request) -> Result:
-        """The result, made here; the error where that cannot be."""
+        """The result, made here; the error where that cannot be.
+
+        Raises:
+            BadRequest: what a server would have said of the request.
+        """
         if isinstance(request, DecodeRequest) and request.output is Output.MP4:
             raise error  # there is no encoder of videos in the light client
         logger.warning("%s: decoding with the local fallback", error)
         import torch
 
-        with torch.inference_mode():
-            made = self._decode(request) if isinstance(request, DecodeRequest) else self._encode(request)
+        try:
+            with torch.inference_mode():
+                made = self._decode(request) if isinstance(request, DecodeRequest) else self._encode(request)
+        except RemoteVAEError:
+            raise
+        except Exception as failed:  # a model that is not the server's, or has no memory left
+            raise error from failed
         dtype = str(self._vae.dtype).removeprefix("torch.")
         provenance = Provenance("local fallback", "", dtype)
         if isinstance(made, bytes):
@@ -124,17 +141,28 @@ class LocalTransport:
         return Result("tensor/binary", made.data, made.dtype, made.shape, provenance)
 
     def _decode(self, request: DecodeRequest) -> RawTensor | bytes:
+        import torch
+
         latents = self._unpacked(request)
         images_of_video = latents.ndim == 5 and not self._is_for_videos()
         frames = latents.shape[2]
         if images_of_video:
             latents = latents.transpose(1, 2).flatten(0, 1)
+        # As a server: in the wider of both dtypes, but HunyuanVideo's pipelines cast before they scale.
+        wider = torch.promote_types(latents.dtype, self._vae.dtype)
+        latents = latents.to(self._vae.dtype if self._is_for_videos() else wider)
         ready = self._scaled(latents, request.scaling, inverse=False).to(self._vae.device, self._vae.dtype)
+        _refuse_infinity(ready, "latents")
         pixels = self._vae.decode(ready, return_dict=False)[0].cpu()
         if images_of_video:
             pixels = pixels.unflatten(0, (-1, frames)).transpose(1, 2)
         if request.output is Output.PT:
             return from_array(pixels)
+        if (len(pixels) > 1 and (request.output.is_image or pixels.ndim == 5)) or (
+            request.output.is_image and pixels.ndim == 5
+        ):
+            raise BadRequest(f"One {request.output.value} does not hold all that is in latents of shape "
+                             f"{list(request.latents.shape)}; ask for pt", parameter="output_type")  # fmt: skip
         unit = ((pixels[0].transpose(0, 1) if pixels.ndim == 5 else pixels) * 0.5 + 0.5).clamp(0, 1)
         if request.output is Output.UNIT:
             return from_array(unit)
@@ -148,24 +176,35 @@ class LocalTransport:
     def _encode(self, request: EncodeRequest) -> RawTensor:
         import torch
 
-        encoded = self._vae.encode(self._pixels(request).to(self._vae.device, self._vae.dtype))
+        pixels = self._pixels(request)
+        frames = pixels.shape[2] if pixels.ndim == 5 and not self._is_for_videos() else None
+        if frames is not None:
+            pixels = pixels.transpose(1, 2).flatten(0, 1)
+        encoded = self._vae.encode(pixels.to(self._vae.device, self._vae.dtype))
         if not hasattr(encoded, "latent_dist"):
+            if request.sample_mode is SampleMode.MOMENTS:
+                raise BadRequest("The fallback encodes to latents, not to a distribution; use argmax",
+                                 parameter="sample_mode")  # fmt: skip
             latents = encoded.latents
         elif request.sample_mode is SampleMode.MOMENTS:
-            return from_array(encoded.latent_dist.parameters)
+            latents = encoded.latent_dist.parameters
         elif request.sample_mode is SampleMode.ARGMAX:
             latents = encoded.latent_dist.mode()
         else:
             generator = None if request.seed is None else torch.Generator("cpu").manual_seed(request.seed)
             latents = encoded.latent_dist.sample(generator)
-        return from_array(self._scaled(latents, request.scaling, inverse=True))
+        scaled = self._scaled(latents, request.scaling, inverse=True)
+        return from_array(scaled if frames is None else scaled.unflatten(0, (-1, frames)).transpose(1, 2))
 
     def _unpacked(self, request: DecodeRequest) -> Any:
         latents = to_torch(request.latents)
         if latents.ndim != 3:
             return latents
-        if request.height is None or request.width is None:
+        if request.height is None and request.width is None:
             return latents[None]
+        if request.height is None or request.width is None:
+            raise BadRequest("Packed latents need height and width, both, in pixels",
+                             parameter="height" if request.height is None else "width")  # fmt: skip
         rows, columns = (size // (2 * self._ratio()) for size in (request.height, request.width))
         try:
             patches = latents.view(len(latents), rows, columns, -1, 2, 2)
@@ -179,12 +218,24 @@ class LocalTransport:
         image = request.image
         if isinstance(image, RawTensor) and image.dtype != "uint8":
             pixels = to_torch(image)
-            return pixels[None] if pixels.ndim == 3 else pixels
+            pixels = pixels[None] if pixels.ndim == 3 else pixels
+            if pixels.ndim == 4 and self._is_for_videos():
+                pixels = pixels[:, :, None]
+            if any(size % self._ratio() for size in pixels.shape[-2:]):
+                raise BadRequest(f"The pixels have shape {list(image.shape)}; the fallback takes multiples of "
+                                 f"{self._ratio()} along the edges", parameter="shape")  # fmt: skip
+            _refuse_infinity(pixels, "pixels")
+            return pixels
         if isinstance(image, RawTensor):
             array = to_numpy(image)
             pictures = [Image.fromarray(one) for one in (array if array.ndim == 4 else array[None])]
         else:
-            pictures = [Image.open(io.BytesIO(image.data)).convert("RGB")]
+            try:
+                pictures = [in_rgb(ImageOps.exif_transpose(Image.open(io.BytesIO(image.data))))]
+            except Exception as error:  # on hostile bytes Pillow raises what it pleases
+                raise BadRequest("The body is no picture that can be read", parameter="image") from error
+        if min(pictures[0].size) < self._ratio():
+            raise BadRequest(f"The picture is smaller than {self._ratio()} pixels along an edge", parameter="image")
         images = VaeImageProcessor(vae_scale_factor=self._ratio()).preprocess(pictures)
         return images.transpose(0, 1)[None] if self._is_for_videos() else images
 
@@ -213,3 +264,8 @@ class LocalTransport:
 
     def _is_for_videos(self) -> bool:
         return any(weight.ndim == 5 for weight in self._vae.parameters())
+
+
+def _refuse_infinity(tensor: Any, what: str) -> None:
+    if not bool(tensor.isfinite().all()):
+        raise BadRequest(f"The {what} contain NaN or infinity, or get there when they are scaled", parameter="tensor")

@@ -6,7 +6,15 @@ import random
 import time
 from dataclasses import dataclass
 
-from remote_vae.errors import BadRequest, ConnectionFailed, ConnectionLost, ModelFailed, RemoteVAEError, Unavailable
+from remote_vae.errors import (
+    BadRequest,
+    ConnectionFailed,
+    ConnectionLost,
+    ModelFailed,
+    RemoteVAEError,
+    TimedOut,
+    Unavailable,
+)
 
 Timeout = float | tuple[float | None, float | None] | None
 """Seconds to wait for one try: for everything, or (to connect, for the answer); None waits for ever."""
@@ -14,6 +22,10 @@ Timeout = float | tuple[float | None, float | None] | None
 DEFAULT_TIMEOUT: Timeout = (10.0, 300.0)  # a cold model loads its weights before it answers
 RETRIES = 3
 FIRST_PAUSE_S = 0.5
+LONGEST_PAUSE_S = 300.0
+"""A server that asks for more is not waited for."""
+LONGEST_WAIT_S = 10**6
+"""A socket's time-out holds no more than 2**31 milliseconds."""
 WORTH_ANOTHER = (Unavailable, ConnectionFailed, ConnectionLost)
 """Errors that time may mend; a decode sent twice does no harm."""
 
@@ -36,11 +48,16 @@ class Patience:
     retries: int = RETRIES
 
     def __post_init__(self) -> None:
-        for part in (*self._parts, self.deadline):
-            if part is not None and (isinstance(part, bool) or not isinstance(part, (int, float)) or not part > 0):
-                name, value = ("deadline", part) if part is self.deadline else ("timeout", self.timeout)
-                raise BadRequest(f"{name} is {value!r}; expected seconds above 0, a pair of them for timeout, or None",
-                                 parameter=name)  # fmt: skip
+        for name, value, parts in (
+            ("timeout", self.timeout, self._parts),
+            ("deadline", self.deadline, (self.deadline,)),
+        ):
+            if not (all(map(_is_wait, parts)) and len(parts) == (2 if isinstance(value, tuple) else 1)):
+                raise BadRequest(
+                    f"{name} is {value!r}; expected seconds above 0, at most {LONGEST_WAIT_S}, a pair of them for timeout, "
+                    "or None",
+                    parameter=name,
+                )
         if isinstance(self.retries, bool) or not isinstance(self.retries, int) or self.retries < 0:
             raise BadRequest(f"retries is {self.retries!r}; expected a whole number, 0 or more", parameter="retries")
 
@@ -64,6 +81,12 @@ class Patience:
         return None if None in self._parts else sum(part for part in self._parts if part is not None)
 
 
+def _is_wait(seconds: object) -> bool:
+    if seconds is None:
+        return True
+    return isinstance(seconds, (int, float)) and not isinstance(seconds, bool) and 0 < seconds <= LONGEST_WAIT_S
+
+
 DEFAULT_PATIENCE = Patience()
 
 
@@ -76,21 +99,25 @@ class Tries:
         self._give_up = None if patience.deadline is None else time.monotonic() + patience.deadline
 
     def left_s(self, one_try_s: float | None) -> float | None:
-        """Seconds that the try which begins now may take, of those that one may; None for ever."""
+        """Seconds that the try which begins now may take, of those that one may; None for ever. Raises TimedOut where the
+        deadline has passed: a call can have waited for its turn longer than that."""
         if self._give_up is None:
             return one_try_s
-        left = max(self._give_up - time.monotonic(), 0.001)
+        left = self._give_up - time.monotonic()
+        if left <= 0:
+            raise TimedOut(f"The deadline of {self._patience.deadline} s passed before the server could be asked")
         return left if one_try_s is None else min(left, one_try_s)
 
     def pause_after(self, error: RemoteVAEError) -> float:
         """Seconds to wait before the next try: what the server asked for, else twice as long as the last, with some chance in
         it so that clients do not come back all at once. Raises the error where no other try is worth it."""
         self._failed += 1
-        mendable = isinstance(error, WORTH_ANOTHER) and not isinstance(error, ModelFailed)
+        asked = error.retry_after or 0.0
+        mendable = isinstance(error, WORTH_ANOTHER) and not isinstance(error, ModelFailed) and asked <= LONGEST_PAUSE_S
         if not mendable or self._failed > self._patience.retries:
             raise error
-        backoff = FIRST_PAUSE_S * 2.0 ** (self._failed - 1)
-        pause = max(error.retry_after or 0.0, backoff) * random.uniform(1.0, 1.25)
+        backoff = min(FIRST_PAUSE_S * 2.0 ** min(self._failed - 1, 32), LONGEST_PAUSE_S)
+        pause = max(asked, backoff) * random.uniform(1.0, 1.25)
         if self._give_up is not None and time.monotonic() + pause >= self._give_up:
             raise error
         return pause

@@ -10,7 +10,7 @@ import re
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
@@ -37,6 +37,7 @@ T = TypeVar("T")
 IN_FLIGHT = 4
 CHUNK = 2**20
 MAX_REPLY = 2**31  # bytes: a header alone makes us allocate no more
+NO_ANSWER = (requests.TooManyRedirects, requests.exceptions.ContentDecodingError)
 
 
 class Transport(ABC):
@@ -61,21 +62,32 @@ class Transport(ABC):
 
     def send_one(self, request: Request) -> Result:
         """Send one request, again where that may help, and wait for its result. Raises RemoteVAEError and nothing else."""
-        tries = Tries(self.patience)
-        while True:
-            try:
-                return self.try_one(replace(request, deadline_s=tries.left_s(self.patience.one_try_s)))
-            except RemoteVAEError as error:
-                time.sleep(tries.pause_after(error))
+        return self._send_within(Tries(self.patience), request)
 
     async def send_one_async(self, request: Request) -> Result:
         """The same without blocking the event loop."""
-        tries = Tries(self.patience)
+        return await self._send_within_async(Tries(self.patience), request)
+
+    def _send_within(self, tries: Tries, request: Request) -> Result:
         while True:
             try:
-                return await self.try_one_async(replace(request, deadline_s=tries.left_s(self.patience.one_try_s)))
+                return self.try_one(self._granted(tries, request))
+            except RemoteVAEError as error:
+                time.sleep(tries.pause_after(error))
+
+    async def _send_within_async(self, tries: Tries, request: Request) -> Result:
+        while True:
+            try:
+                return await self._try_async(tries, request)
             except RemoteVAEError as error:
                 await asyncio.sleep(tries.pause_after(error))
+
+    async def _try_async(self, tries: Tries, request: Request) -> Result:
+        return await self.try_one_async(self._granted(tries, request))
+
+    def _granted(self, tries: Tries, request: Request) -> Request:
+        """The request with the seconds that a try of it may take from now on."""
+        return replace(request, deadline_s=tries.left_s(self.patience.one_try_s))
 
     def send_ref(self, request: Request) -> Any:
         """The Ray ObjectRef of the plain result (`calls.open_result` reads it)."""
@@ -95,17 +107,23 @@ class Transport(ABC):
         self.refuse_blocking()
         if len(batch) == 1:
             return [self.send_one(batch[0])]
+        tries = [Tries(self.patience) for _ in batch]  # now: the deadline is the whole call's
         with ThreadPoolExecutor(min(IN_FLIGHT, len(batch))) as pool:
-            return list(pool.map(self.send_one, batch))
+            return list(pool.map(self._send_within, tries, batch))
 
     async def send_async(self, batch: Sequence[Request]) -> list[Result]:
         slots = asyncio.Semaphore(IN_FLIGHT)
 
-        async def one(request: Request) -> Result:
+        async def one(tries: Tries, request: Request) -> Result:
             async with slots:
-                return await self.send_one_async(request)
+                return await self._send_within_async(tries, request)
 
-        return list(await asyncio.gather(*map(one, batch)))
+        tasks = [asyncio.ensure_future(one(Tries(self.patience), request)) for request in batch]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:  # `gather` leaves the others running where one fails
+                task.cancel()
 
 
 class PerProcess(Generic[T]):
@@ -146,11 +164,12 @@ class HttpTransport(Transport):
         connections: int = IN_FLIGHT,
         token: str | None = None,
     ) -> None:
+        # For messages: without the token that may stand in it. One of base64 may hold a slash.
+        self._shown = re.sub(r"//[^/?#]*@|//:.*@", "//", endpoint)
         if not endpoint.lower().startswith(("http://", "https://")):
-            raise BadRequest(f"endpoint is {endpoint!r}; expected a URL such as http://127.0.0.1:8000/demo",
+            raise BadRequest(f"endpoint is {self._shown!r}; expected a URL such as http://127.0.0.1:8000/demo",
                              parameter="endpoint")  # fmt: skip
         self._endpoint = endpoint
-        self._shown = re.sub(r"//[^/]*@", "//", endpoint)  # for messages: without the token that may stand in it
         self._authorization = _authorization(token)
         self.patience = patience
         size = max(connections, IN_FLIGHT)
@@ -165,6 +184,11 @@ class HttpTransport(Transport):
 
     async def try_one_async(self, request: Request) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._threads.get(), self.try_one, request)
+
+    async def _try_async(self, tries: Tries, request: Request) -> Result:
+        # What is left is asked in the thread: the call may have waited for one.
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads.get(), lambda: self.try_one(self._granted(tries, request)))
 
     def describe(self, wake: bool = False) -> dict[str, Any]:
         return self.read("describe", "POST") if wake else self.read()
@@ -199,22 +223,29 @@ class HttpTransport(Transport):
     ) -> tuple[dict[str, str], bytearray]:
         """Headers, with lower-case names, and body of a 2xx. Raises RemoteVAEError for everything else."""
         give_up = None if left_s is None else time.monotonic() + left_s
+        pieces: Any = None if body is None else _Pieces(body, give_up)
         connect_s, answer_s = (_sooner(part, left_s) for part in self.patience.connect_and_answer)
         try:
             with self._session.get().request(
-                method, _below(self._endpoint, below), params=query, headers=headers | self._authorization, data=body,
-                timeout=(connect_s, answer_s), stream=True,
+                method, _below(self._endpoint, below), params=query, headers=headers, auth=self._authorization,
+                data=pieces, timeout=(connect_s, answer_s), stream=True,
             ) as response:  # fmt: skip
                 content = _content(response, give_up)
+        except requests.ConnectTimeout as error:
+            raise ConnectionFailed(f"{self._shown} cannot be reached in time; is the server running?") from error
         except (requests.Timeout, urllib3.exceptions.TimeoutError) as error:
-            granted = f"timeout {self.patience.timeout} s, deadline {self.patience.deadline} s"
-            raise TimedOut(f"{self._shown} did not answer in time ({granted})") from error
+            raise self._late() from error
         except requests.ConnectionError as error:
+            if _is_late(error):
+                raise self._late() from error
             if _is_no_http(error):
                 raise BrokenReply(f"{self._shown} answered with something that is no HTTP") from error
             raise ConnectionFailed(f"{self._shown} cannot be reached; is the server running?") from error
-        except (requests.exceptions.InvalidURL, ValueError) as error:
-            raise BadRequest(f"endpoint is {self._shown!r}, which is no URL", parameter="endpoint") from error
+        except (requests.exceptions.InvalidURL, ValueError):
+            # The cause would show the URL, with the token in it.
+            raise BadRequest(f"endpoint is {self._shown!r}, which is no URL", parameter="endpoint") from None
+        except (*NO_ANSWER, urllib3.exceptions.DecodeError) as error:
+            raise BrokenReply(f"{self._shown} gave no answer of this protocol ({type(error).__name__})") from error
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             raise ConnectionLost(
                 f"{self._shown} broke off in the middle of its answer ({type(error).__name__})"
@@ -224,12 +255,34 @@ class HttpTransport(Transport):
             raise errors.parse(response.status_code, lowered, bytes(content))
         return lowered, content
 
+    def _late(self) -> TimedOut:
+        granted = f"timeout {self.patience.timeout} s, deadline {self.patience.deadline} s"
+        return TimedOut(f"{self._shown} did not answer in time ({granted})")
+
+
+class _Pieces:
+    """A body, sent a piece at a time: a socket's time-out is for all that one call sends, and the latents of a video on a
+    slow line take longer than a connection may. Iterated anew it is sent anew, as a redirect asks for."""
+
+    def __init__(self, body: bytes | memoryview, give_up: float | None) -> None:
+        self._body = memoryview(body)
+        self._give_up = give_up
+
+    def __len__(self) -> int:
+        return len(self._body)
+
+    def __iter__(self) -> Iterator[memoryview]:
+        for start in range(0, len(self._body), CHUNK):
+            if self._give_up is not None and time.monotonic() > self._give_up:
+                raise TimeoutError
+            yield self._body[start : start + CHUNK]
+
 
 def _content(response: requests.Response, give_up: float | None) -> bytearray:
     """The body, read as it comes into memory of its length: a reply is never held twice. (A time-out of the socket's starts
     anew with every packet, ours does not.)"""
     announced = response.headers.get("content-length", "")
-    plain = announced.isdecimal() and "content-encoding" not in response.headers
+    plain = announced.isdecimal() and len(announced) < 20 and "content-encoding" not in response.headers
     body = bytearray(int(announced)) if plain and int(announced) <= MAX_REPLY else bytearray()
     filled = 0
     while chunk := response.raw.read1(CHUNK, decode_content=True):
@@ -256,18 +309,32 @@ def _below(endpoint: str, path: str) -> str:
     return urlunsplit(parts._replace(path=f"{trunk.removesuffix('/decode')}/{path}"))
 
 
-def _authorization(token: str | None) -> dict[str, str]:
+def _authorization(token: str | None) -> Callable[[requests.PreparedRequest], requests.PreparedRequest] | None:
+    """Sets the header. (As a header of the request, `requests` would put what ~/.netrc says of the host in its place.)"""
     if token is None:
-        return {}
+        return None
     if not token or not token.isascii() or not token.isprintable():
         raise BadRequest("token is empty or holds a character that no header can", parameter="token")
-    return {"authorization": f"Bearer {token}"}
+
+    def authorise(prepared: requests.PreparedRequest) -> requests.PreparedRequest:
+        prepared.headers["authorization"] = f"Bearer {token}"
+        return prepared
+
+    return authorise
 
 
 def _is_no_http(error: requests.ConnectionError) -> bool:
     """Whether the peer sent something, and it was not HTTP. (A peer that hangs up is a RemoteDisconnected.)"""
-    reasons = getattr(error.args[0], "args", ()) if error.args else ()
     return any(
         isinstance(reason, http.client.HTTPException) and not isinstance(reason, http.client.RemoteDisconnected)
-        for reason in reasons
+        for reason in _reasons(error)
     )
+
+
+def _is_late(error: requests.ConnectionError) -> bool:
+    """Whether it was the time: what runs out while a body is sent is no Timeout to `requests`."""
+    return any(isinstance(reason, TimeoutError) for reason in _reasons(error))
+
+
+def _reasons(error: requests.ConnectionError) -> tuple[object, ...]:
+    return getattr(error.args[0], "args", ()) if error.args else ()

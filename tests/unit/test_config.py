@@ -23,7 +23,7 @@ BUILDERS = {"remote_vae_serve.app:vae": VAEConfig, "remote_vae_serve.app:ingress
         (VAEConfig, {"source": "demo", "data_type": "auto"}, "'data_type'; did you mean 'dtype'"),
         (VAEConfig, {"source": "demo", "fake": {"chanels": 4}}, "'chanels'; did you mean 'channels'"),
         (IngressConfig, {"deadline": 3}, "'deadline'; did you mean 'deadline_s'"),
-        (IngressConfig, {"zzz": 3}, "'zzz'; known are models, max_body_mib, deadline_s"),
+        (IngressConfig, {"zzz": 3}, "'zzz'; known are max_body_mib, deadline_s, models"),
     ],
 )
 def test_an_unknown_key_names_the_nearest_known_one(

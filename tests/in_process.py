@@ -7,7 +7,8 @@ from typing import Any
 
 from remote_vae.errors import UnknownModel
 from remote_vae_serve.config import FakeEngineConfig, VAEConfig
-from remote_vae_serve.engine import DiffusersEngine, Engine
+from remote_vae_serve.eager import EagerEngine
+from remote_vae_serve.engine import Engine
 from remote_vae_serve.fake import FakeEngine
 from remote_vae_serve.http import Answerer
 from remote_vae_serve.pipeline import Pipeline
@@ -42,9 +43,9 @@ def fake_engine(channels: int = 4, decode_s: float = 0.0) -> Engine:
     return engine
 
 
-def diffusers_engine(folder: Path, **arguments: Any) -> DiffusersEngine:
+def diffusers_engine(folder: Path, **arguments: Any) -> EagerEngine:
     """Loaded on the CPU; one thread and no company, so that results can be compared bit for bit."""
-    engine = DiffusersEngine(VAEConfig(source=str(folder), **{"threads": 1, "batching": "off"} | arguments), "cpu")
+    engine = EagerEngine(VAEConfig(source=str(folder), **{"threads": 1, "batching": "off"} | arguments), "cpu")
     engine.load()
     return engine
 

@@ -84,12 +84,14 @@ class Provenance:
         revision: revision of the weights, or "" where they have none.
         dtype: dtype the decoder ran in.
         timings: (stage, milliseconds) in the order they happened.
+        tiling: pixels along the edge of the tiles that it was decoded in; "" where it was decoded whole.
     """
 
     model: str = ""
     revision: str = ""
     dtype: str = ""
     timings: tuple[tuple[str, float], ...] = ()
+    tiling: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +119,7 @@ class Result:
     def to_plain(self) -> tuple[Any, ...]:
         """For a Ray handle: numpy view, strings, numbers, None; no class of ours, no torch tensor."""
         p = self.provenance
-        about = (p.model, p.revision, p.dtype, p.timings)
+        about = (p.model, p.revision, p.dtype, p.timings, p.tiling)
         return (PROTOCOL, self.media_type, self.data, self.dtype, self.shape, about)
 
     @classmethod
@@ -135,6 +137,8 @@ class Result:
             "x-vae-dtype": self.provenance.dtype,
             "server-timing": ", ".join(f"{stage};dur={ms:.2f}" for stage, ms in self.provenance.timings),
         }
+        if self.provenance.tiling:
+            headers["x-vae-tiling"] = self.provenance.tiling
         body: bytes | memoryview = self.data.data
         if self.shape is not None:
             shape, dtype = list(self.shape), str(self.dtype)
@@ -158,7 +162,7 @@ class Result:
         media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
         provenance = Provenance(
             headers.get("x-vae-model", ""), headers.get("x-vae-revision", ""), headers.get("x-vae-dtype", ""),
-            _timings(headers.get("server-timing", "")),
+            _timings(headers.get("server-timing", "")), headers.get("x-vae-tiling", ""),
         )  # fmt: skip
         if media_type in ("image/jpeg", "image/png", "video/mp4"):
             return cls(media_type, np.frombuffer(body, np.uint8), provenance=provenance)

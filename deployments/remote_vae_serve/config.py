@@ -65,6 +65,14 @@ class FakeEngineConfig(Arguments):
         0.0, ge=0, description="Seconds to wait in each decode, as a busy GPU would; the GIL is free."
     )
     channels: int = Field(4, gt=0, description="Channels of the latents it takes.")
+    seconds_per_megapixel: float = Field(
+        0.0, ge=0, description="Seconds to wait on top, for each million pixels (2**20) that the latents make."
+    )
+    pixels: tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] | None = Field(
+        None,
+        description="Height and width of one picture, made once, that it hands over whatever the latents are; as uint8 it "
+        "costs nothing. If unset, the picture is made of the latents.",
+    )
 
 
 class VAEConfig(DoorConfig):
@@ -88,6 +96,17 @@ class VAEConfig(DoorConfig):
     )
     num_cpus: float = Field(
         0.1, ge=0, description="CPUs that Ray reserves for a replica; it does not limit its threads."
+    )
+    engine: Literal["auto", "eager"] = Field(
+        "auto", description="How the model is run; `auto` is the fastest there is."
+    )
+    memory: Literal["auto"] | Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        "auto",
+        description="What a replica may use of its device, weights included: a share up to 1, else GiB; `auto` is all of it, or "
+        "its share of the GPU, less a reserve. What does not fit is decoded in tiles.",
+    )
+    warm_up: tuple[tuple[Annotated[int, Field(gt=0)], ...], ...] = Field(
+        (), description="Shapes of latents to decode before the replica is ready, e.g. [[1, 4, 128, 128]]."
     )
     batching: Literal["auto", "off"] = Field(
         "auto",

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
@@ -20,8 +21,8 @@ from remote_vae_serve.pace import Pace
 
 logger = logging.getLogger("ray.serve")
 
-Run = Callable[[torch.Tensor], torch.Tensor]
-"""Work on a batch, sample by sample independent but for the last place of a float."""
+Run = Callable[[torch.Tensor], tuple[torch.Tensor, Any]]
+"""Work on a batch, sample by sample independent but for the last place of a float; and a note on how it was done."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +32,7 @@ class Job:
     Attributes:
         batch: what goes in, `[B, ...]`, on the host.
         run: what to do with it.
-        finish: what leaves the device of its own part of the output; runs there.
+        finish: what leaves the device of its own part of the output, given the note; runs there.
         pace: how long such work takes.
         group: jobs of equal groups may run as one batch; None runs alone.
         limit: largest batch it may be part of.
@@ -41,7 +42,7 @@ class Job:
 
     batch: torch.Tensor
     run: Run
-    finish: Callable[[torch.Tensor], Any]
+    finish: Callable[[torch.Tensor, Any], Any]
     pace: Pace = field(default_factory=Pace)
     group: Hashable = None
     limit: int = 1
@@ -93,6 +94,7 @@ class Device:
             while group := self._next():
                 self._run(group)
                 self._running = None
+                del group  # or an idle device would hold the last request's latents and pixels
 
     def _next(self) -> list[Job]:
         """The first job that is still wanted and those that may run with it; empty when closed."""
@@ -129,25 +131,38 @@ class Device:
         self._running = began, group[0].pace.predict(values)
         try:
             batch = torch.cat([job.batch for job in group]) if len(group) > 1 else group[0].batch
-            output = group[0].run(batch)
+            output, note = group[0].run(batch)
+            parts = torch.split(output, [len(job.batch) for job in group]) if len(group) > 1 else (output,)
         except BaseException as error:
             if len(group) == 1:
-                group[0].done.set_exception(error)
+                group[0].done.set_exception(_without_tensors(error))
                 return
             if not isinstance(error, RemoteVAEError):
                 logger.warning(
                     "a batch of %d failed (%s); its members run one by one", len(group), type(error).__name__
                 )
-            for job in group:
-                self._run([job])
+        else:
+            group[0].pace.learn(values, time.perf_counter() - began)
+            for job, part in zip(group, parts, strict=True):
+                try:
+                    job.done.set_result((job.finish(part, note), began, time.perf_counter()))
+                except BaseException as error:
+                    job.done.set_exception(_without_tensors(error))
             return
-        group[0].pace.learn(values, time.perf_counter() - began)
-        parts = torch.split(output, [len(job.batch) for job in group]) if len(group) > 1 else (output,)
-        for job, part in zip(group, parts, strict=True):
-            try:
-                job.done.set_result((job.finish(part), began, time.perf_counter()))
-            except BaseException as error:
-                job.done.set_exception(error)
+        # Only here is the error gone, and with it what the batch had on the device: it may have been out of memory.
+        for job in group:
+            self._run([job])
+
+
+def _without_tensors(error: BaseException) -> BaseException:
+    """The error with a traceback that says where, and holds nothing: else what failed keeps its memory on the device, and its
+    job, until the garbage collector comes round."""
+    one: BaseException | None = error
+    while one is not None:
+        traceback.clear_frames(one.__traceback__)
+        one = one.__context__
+    mine = error.__traceback__
+    return error.with_traceback(mine and mine.tb_next)
 
 
 def _starts(job: Job) -> bool:

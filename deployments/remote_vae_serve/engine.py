@@ -1,42 +1,51 @@
 """The engine: weights on a device, latents to pixels and pixels to latents. Knows no Ray and no HTTP.
 
-`Engine` is the seam. `DiffusersEngine` is the real one; `fake.FakeEngine` stands in for it in tests of the service.
+`Engine` is the seam. `eager.EagerEngine` is the real one; `fake.FakeEngine` stands in for it in tests of the service.
 """
 
 from __future__ import annotations
 
-import inspect
-import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import diffusers
 import torch
 
 from remote_vae.decoding import DecodeRequest, Output
 from remote_vae.encoding import EncodeRequest, SampleMode
-from remote_vae.errors import BadRequest, ModelFailed
+from remote_vae.errors import BadRequest
 from remote_vae.tensors import to_torch
-from remote_vae_serve import codecs, weights
-from remote_vae_serve.config import VAEConfig
+from remote_vae_serve import codecs
 from remote_vae_serve.families import ONE_IMAGE, LatentSpace, Layout, Size, scale_and_shift, shift_and_scale
 from remote_vae_serve.pictures import Prepared, prepare
-
-MAX_GROUP = 8
-MAX_GROUP_PIXELS = 2**22
-"""Of the pictures decoded as one batch: four of 1024x1024."""
+from remote_vae_serve.tiling import WHOLE, Plan
 
 
 @dataclass(frozen=True, eq=False)
 class Unpacked:
-    """Latents as the decoder takes them, and how to give its output the form that the client expects."""
+    """Latents as the decoder takes them, how it takes them, and how to give its output the form that the client expects."""
 
     latents: torch.Tensor
     layout: Layout
     shape: tuple[int, ...]
+    plan: Plan
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """What a decode gave, on the device.
+
+    Attributes:
+        pixels: `[B, 3, H, W]` or `[B, 3, T, H, W]`, in the engine's dtype.
+        dtype: what it was computed in.
+        plan: whole or in tiles.
+    """
+
+    pixels: torch.Tensor
+    dtype: torch.dtype
+    plan: Plan = WHOLE
 
 
 class Engine(ABC):
@@ -55,14 +64,36 @@ class Engine(ABC):
     encode_dtype: torch.dtype
     device: str
     model_config: Mapping[str, Any] = {}
+    happened: Callable[[str], None] = staticmethod(lambda event: None)
+    """Told of what an operator counts: `tiled`, `float32`, `out_of_memory`."""
 
     @abstractmethod
     def load(self) -> None:
-        """Bring the weights to the device. Raises ModelFailed with the reason, for people."""
+        """Bring the weights to the device and warm up. Raises ModelFailed with the reason, for people."""
+
+    def plan_decode(self, shape: tuple[int, ...]) -> Plan:
+        """How latents of that shape, `[B, C, (T,) h, w]`, are decoded within the memory there is.
+
+        Raises:
+            BadRequest: they do not fit, not in the smallest tiles either.
+        """
+        return WHOLE
+
+    def check_encode(self, shape: tuple[int, ...]) -> None:
+        """Refuse pixels of that shape, `[B, 3, (T,) H, W]`, where they do not fit in memory. Raises BadRequest."""
+
+    def group_limit(self, shape: tuple[int, ...], plan: Plan) -> int:
+        """Largest batch that latents of that shape may be decoded in, together with others of it."""
+        return 1
 
     @abstractmethod
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Decode denormalised latents `[B, C, h, w]` of `dtype` to pixels `[B, 3, H, W]` on the device."""
+    def decode(self, latents: torch.Tensor, plan: Plan = WHOLE) -> Decoded:
+        """Decode denormalised latents `[B, C, h, w]` of `dtype`, which are on the host.
+
+        Raises:
+            BadRequest: the pixels are not finite, whatever they are computed in.
+            Unavailable: out of memory, in the smallest tiles too.
+        """
 
     @abstractmethod
     def encode(
@@ -77,10 +108,6 @@ class Engine(ABC):
     def leave(self, pixels: torch.Tensor, output: Output) -> torch.Tensor:
         """What leaves the device of decoded pixels for an output: see `codecs.leave`."""
         return codecs.leave(pixels, output)
-
-    def group_limit(self, latents: torch.Tensor) -> int:
-        """Largest batch that these latents, `[B, C, ...]`, may be decoded in together with others of their shape."""
-        return 1
 
     def on_device(self) -> AbstractContextManager[object]:
         """Entered once by the thread that calls `decode` and `encode`."""
@@ -114,6 +141,7 @@ class Engine(ABC):
         unpacked = layout.unpack(latents, self.space, size).to(self.dtype if self.space.family.cast_first else wider)
         height, width = (size * self.space.ratio for size in unpacked.shape[-2:])
         codecs.check_size(request.output, height, width)
+        plan = self.plan_decode(tuple(unpacked.shape))
         scaling = request.scaling
         scaled = (
             self.space.denormalise(unpacked)
@@ -129,7 +157,7 @@ class Engine(ABC):
             raise BadRequest(
                 "The latents contain NaN or infinity; nothing can be decoded from them", parameter="tensor"
             )
-        return Unpacked(ready, layout, tuple(latents.shape))
+        return Unpacked(ready, layout, tuple(latents.shape), plan)
 
     def prepare(self, request: EncodeRequest) -> Prepared:
         """The pixels of a request as the encoder takes them, in `encode_dtype`. Raises BadRequest naming the parameter."""
@@ -139,6 +167,7 @@ class Engine(ABC):
             raise BadRequest(f"{self.space.class_name} encodes to latents, not to a distribution; use argmax",
                              parameter="sample_mode")  # fmt: skip
         prepared = prepare(request, self.space)
+        self.check_encode(tuple(prepared.pixels.shape))
         return replace(prepared, pixels=prepared.pixels.to(self.encode_dtype))
 
     def pack(self, latents: torch.Tensor, prepared: Prepared, request: EncodeRequest) -> torch.Tensor:
@@ -148,132 +177,3 @@ class Engine(ABC):
             self.space.normalise(latents) if scaling.own else shift_and_scale(latents, scaling.factor, scaling.shift)
         )
         return prepared.unfold(scaled)
-
-
-class DiffusersEngine(Engine):
-    """A diffusers autoencoder, loaded from safetensors and run eagerly.
-
-    Args:
-        config: the model's arguments.
-        device: `cpu` or `cuda`, resolved.
-    """
-
-    def __init__(self, config: VAEConfig, device: str) -> None:
-        self._config = config
-        self._vae: Any = None
-        self._encoder: Any = None
-        self.device = device
-
-    def load(self) -> None:
-        self._set_threads()
-        self._weights = weights.fetch(self._config)
-        self.model_config = filled_in(self._weights.config(), self._config.source)
-        self.space = latent_space(self.model_config, self._config.source)
-        safe = self.space.family.safe_dtype(self.space, self.device)
-        self.dtype = safe if self._config.dtype == "auto" else getattr(torch, self._config.dtype)
-        safe = self.space.family.safe_encode_dtype(self.space, self.device)
-        self.encode_dtype = safe if self._config.encode_dtype == "auto" else getattr(torch, self._config.encode_dtype)
-        self._vae = self._load(self.dtype)
-        self._encoder = self._vae if self.encode_dtype == self.dtype else None
-
-    def _load(self, dtype: torch.dtype) -> Any:
-        """The model in that dtype. Raises ModelFailed."""
-        try:
-            vae, loaded = getattr(diffusers, self.space.class_name).from_pretrained(
-                self._weights.folder, variant=self._config.variant, torch_dtype=dtype, use_safetensors=True,
-                output_loading_info=True,
-            )  # fmt: skip
-            if loaded["missing_keys"]:
-                raise ValueError(f"its safetensors lack {', '.join(sorted(loaded['missing_keys'])[:3])}")
-            return vae.to(self.device).eval().requires_grad_(False)
-        except Exception as error:  # whatever the loading code raises becomes a reason that clients see
-            raise ModelFailed(
-                f"{self._config.source} could not be loaded: {load_reason(error, self.device)}"
-            ) from error
-
-    def _set_threads(self) -> None:
-        """Ray sets OMP_NUM_THREADS=1 in a replica that reserves less than one CPU; a decode would crawl."""
-        reserved = int(self._config.num_cpus)
-        torch.set_num_threads(self._config.threads or reserved or len(os.sched_getaffinity(0)))
-
-    def on_device(self) -> AbstractContextManager[object]:
-        # A stream of its own: copies of one result and the decode of the next do not wait for each other.
-        return torch.cuda.stream(torch.cuda.Stream()) if self.device == "cuda" else nullcontext()  # type: ignore[no-untyped-call]
-
-    def group_limit(self, latents: torch.Tensor) -> int:
-        if self._config.batching == "off" or not self.space.family.decodes_batches:
-            return 1
-        pixels = latents[0, 0].numel() * self.space.ratio**2
-        return max(1, min(MAX_GROUP, MAX_GROUP_PIXELS // pixels))
-
-    @torch.inference_mode()
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        pixels: torch.Tensor = self._vae.decode(self._to_device(latents, self.dtype), return_dict=False)[0]
-        return pixels
-
-    def _to_device(self, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        if self.device == "cpu":
-            return tensor.to(dtype)
-        return tensor.pin_memory().to(self.device, dtype, non_blocking=True)
-
-    @torch.inference_mode()
-    def encode(
-        self, pixels: torch.Tensor, mode: SampleMode = SampleMode.SAMPLE, generator: torch.Generator | None = None
-    ) -> torch.Tensor:
-        if self._encoder is None:  # in another dtype than the decoder; whoever only decodes never pays for it
-            self._encoder = self._load(self.encode_dtype)
-            self._encoder.decoder = None
-        encoded = self._encoder.encode(self._to_device(pixels, self.encode_dtype))
-        latents: torch.Tensor
-        if not self.space.family.has_distribution:
-            latents = encoded.latents
-        elif mode is SampleMode.SAMPLE:
-            latents = encoded.latent_dist.sample(generator)
-        else:
-            latents = encoded.latent_dist.mode() if mode is SampleMode.ARGMAX else encoded.latent_dist.parameters
-        return latents
-
-    @property
-    def encodes(self) -> Literal["moments", "latents"] | None:
-        return super().encodes if hasattr(self._vae, "encode") else None
-
-    @property
-    def revision(self) -> str:
-        return self._weights.revision
-
-
-def filled_in(config: dict[str, Any], source: str) -> dict[str, Any]:
-    """A model's config.json with its class's defaults in place of what it leaves out; no weight is read.
-
-    Raises:
-        ModelFailed: its class is no autoencoder of the installed diffusers.
-    """
-    name = config.get("_class_name", "")
-    model_class: Any = getattr(diffusers, name, None)
-    if not hasattr(model_class, "decode"):
-        raise ModelFailed(
-            f"{source} holds a {name or 'model of no class'}, which is no autoencoder of this diffusers "
-            f"({diffusers.__version__}); is `subfolder` right?"
-        )
-    parameters = inspect.signature(model_class).parameters.values()
-    defaults = {one.name: one.default for one in parameters if one.default is not inspect.Parameter.empty}
-    return defaults | {key: value for key, value in config.items() if key != "_name_or_path"}  # a path of somebody's
-
-
-def latent_space(config: Mapping[str, Any], source: str) -> LatentSpace:
-    """What a model's filled-in config says of its latents. Raises ModelFailed where it does not."""
-    name = config["_class_name"]
-    try:
-        return LatentSpace.of(name, config)
-    except (KeyError, TypeError) as error:
-        raise ModelFailed(
-            f"{source} is a {name}, whose config does not say its {error}; it cannot be served yet"
-        ) from error
-
-
-def load_reason(error: Exception, device: str) -> str:
-    """Why weights that are here could not be loaded, in words."""
-    text = " ".join(str(error).split())
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text:
-        return f"out of memory on {device}: {text[:200] or 'the weights do not fit'}; give it more, or a smaller dtype"
-    return f"{type(error).__name__}: {text[:500]}"

@@ -15,6 +15,7 @@ import torch
 from remote_vae.errors import BadRequest
 
 Media = Literal["image", "video"]
+Tile = Callable[[Any, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -219,6 +220,7 @@ class Family:
         layouts: forms of latents, tried in order.
         ratio: the spatial compression, from the config.
         patch: latents along an edge of a packed token.
+        tile: turns the tiling of a module on, given the module, the size of a tile in pixels and the ratio; None has none.
         has_distribution: its encoder gives a distribution to sample from, not latents.
         decodes_batches: its decoder makes of a batch what it makes of each sample, in less time.
         fps: frames a second of its videos where the request names none.
@@ -230,6 +232,7 @@ class Family:
     layouts: tuple[Layout, ...]
     ratio: Callable[[Mapping[str, Any]], int]
     patch: int = 2
+    tile: Tile | None = None
     has_distribution: bool = True
     decodes_batches: bool = True
     fps: float = 8.0
@@ -285,11 +288,36 @@ def _ratio_of_video(config: Mapping[str, Any]) -> int:
     return int(config["spatial_compression_ratio"])
 
 
+OVERLAP = 0.25
+"""Of a tile's edge that its neighbour has too: with less, seams show (benchmarks/results/tiling.md)."""
+
+
+def _tile_image(vae: Any, size: int, ratio: int) -> None:
+    vae.use_tiling = True
+    vae.tile_sample_min_size, vae.tile_latent_min_size = size, size // ratio
+    vae.tile_overlap_factor = OVERLAP
+
+
+def _tile_video(vae: Any, size: int, ratio: int) -> None:
+    stride = int(size * (1 - OVERLAP))
+    vae.enable_tiling(
+        tile_sample_min_height=size,
+        tile_sample_min_width=size,
+        tile_sample_stride_height=stride,
+        tile_sample_stride_width=stride,
+    )
+
+
 IMAGE_LAYOUTS = (IMAGES, ONE_IMAGE, PACKED, FRAMES)
 FAMILIES: tuple[Family, ...] = (
-    Family("SD 1.x, SDXL, SD3, Flux.1 and kin", ("AutoencoderKL",), IMAGE_LAYOUTS, _ratio_of_kl),
+    Family("SD 1.x, SDXL, SD3, Flux.1 and kin", ("AutoencoderKL",), IMAGE_LAYOUTS, _ratio_of_kl, tile=_tile_image),
     Family(
-        "tiny decoders (TAESD and kin)", ("AutoencoderTiny",), IMAGE_LAYOUTS, _ratio_of_tiny, has_distribution=False
+        "tiny decoders (TAESD and kin)",
+        ("AutoencoderTiny",),
+        IMAGE_LAYOUTS,
+        _ratio_of_tiny,
+        tile=_tile_image,
+        has_distribution=False,
     ),
     # 24 frames a second are what the model was trained on; its pipelines cast, then divide.
     Family(
@@ -299,6 +327,7 @@ FAMILIES: tuple[Family, ...] = (
         _ratio_of_video,
         fps=24,
         cast_first=True,
+        tile=_tile_video,
         decodes_batches=False,
     ),
 )

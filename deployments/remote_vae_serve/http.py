@@ -191,7 +191,7 @@ class Endpoints:
         async def read_and_answer() -> tuple[VAERequest, Result]:
             body = await _read(request, self._max_body)
             read = read_request(verb, request.query_params.multi_items(), dict(request.headers), body)
-            return read, await model(replace(read, deadline_s=max(give_up - now(), 0.001)))
+            return read, await _unless_gone(request, model(replace(read, deadline_s=max(give_up - now(), 0.001))))
 
         read, result = await asyncio.wait_for(read_and_answer(), give_up - now())
         headers, body = result.to_http(read.reply)
@@ -273,6 +273,25 @@ async def _read(request: Request, max_body: int) -> bytearray:
     return body
 
 
+async def _unless_gone(request: Request, answer: Awaitable[Result]) -> Result:
+    """The answer, given up where its client hangs up. Serve cancels as well, unless the client's header tells it not to look.
+    Raises ClientDisconnect."""
+    answering, going = asyncio.ensure_future(answer), asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({answering, going}, return_when=asyncio.FIRST_COMPLETED)
+        if not answering.done() and going.exception() is None:
+            raise ClientDisconnect
+        return await answering
+    finally:
+        answering.cancel()
+        going.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        await asyncio.sleep(0)
+
+
 def _response(headers: dict[str, str], body: memoryview) -> Response:
     """A large body goes in slices, so that it is never there twice, and a reader that stalls stalls us."""
     if len(body) <= STREAMED:
@@ -284,6 +303,7 @@ def _response(headers: dict[str, str], body: memoryview) -> Response:
 async def _each(slices: Iterable[bytes]) -> AsyncIterator[bytes]:
     for one in slices:  # an iterator that is not async would be run in a thread, slice by slice
         yield one
+        await asyncio.sleep(0)  # uvicorn takes what nobody reads any more without a pause: nobody could say so
 
 
 def _answer(error: RemoteVAEError, request_id: str) -> Response:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+import traceback
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -24,14 +25,19 @@ from remote_vae.tensors import from_array
 from remote_vae.wire import Provenance, Result
 from remote_vae_serve import codecs
 from remote_vae_serve.device import Device, Job
-from remote_vae_serve.engine import Engine
+from remote_vae_serve.engine import Decoded, Engine, Unpacked
 from remote_vae_serve.pace import Pace
+from remote_vae_serve.tiling import Plan
 from remote_vae_serve.transfer import HostCopy
 
 T = TypeVar("T")
 UNPACKERS = 2
 WRITERS = 4  # they let go of the GIL
 BUSY_S, BUSY_FACTOR = 0.25, 4
+INLINE = 2**18
+"""Bytes of latents that are unpacked at once, in a tenth of a millisecond: handing them to a thread and back takes longer.
+Not those of a shape that is new: how much memory it takes is yet to be found out, in a thread."""
+MOST_SHAPES = 1024
 
 
 class Pipeline:
@@ -48,35 +54,56 @@ class Pipeline:
         self._unpackers = ThreadPoolExecutor(UNPACKERS, thread_name_prefix="unpack")
         self._device = Device(engine.on_device)
         self._decodes, self._encodes = Pace(), Pace()
+        self._familiar: set[tuple[int, ...]] = set()
         self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="write")
 
     async def answer(self, request: Request) -> Result:
         """Decode or encode, as the request says. Raises RemoteVAEError for what the client can mend."""
-        return await (self.decode(request) if isinstance(request, DecodeRequest) else self.encode(request))
+        try:
+            return await (self.decode(request) if isinstance(request, DecodeRequest) else self.encode(request))
+        except BaseException as error:
+            # Its frames hold a job that holds the error: with all their tensors they would wait for the garbage collector.
+            traceback.clear_frames(error.__traceback__)
+            raise
 
     async def decode(self, request: DecodeRequest) -> Result:
         """Decode one request. Raises RemoteVAEError for what the client can mend."""
         received = time.perf_counter()
-        unpacked = await _on(self._unpackers, self._engine.unpack, request)
+        unpacked = await self._unpack(request)
 
-        def leave(pixels: torch.Tensor) -> HostCopy:
-            return HostCopy(self._engine.leave(unpacked.layout.repack(pixels, unpacked.shape), request.output))
+        def leave(pixels: torch.Tensor, decoded: Decoded) -> tuple[HostCopy, Decoded]:
+            copy = HostCopy(self._engine.leave(unpacked.layout.repack(pixels, unpacked.shape), request.output))
+            return copy, replace(decoded, pixels=pixels[:0])
 
-        latents = unpacked.latents
-        group, limit = (tuple(latents.shape[1:]), latents.dtype), self._engine.group_limit(latents)
-        job = Job(latents, self._engine.decode, leave, self._decodes, group, limit, _give_up(request, received))
-        copy, began, ended = await self._run(job)
-        result = await _on(self._writers, self._write, copy, request)
+        shape, plan = tuple(unpacked.latents.shape), unpacked.plan
+        job = Job(
+            unpacked.latents,
+            partial(self._decode, plan=plan),
+            leave,
+            self._decodes,
+            group=(shape[1:], plan),
+            limit=self._engine.group_limit(shape, plan),
+            give_up=_give_up(request, received),
+        )
+        (copy, decoded), began, ended = await self._run(job)
+        as_it_is = copy.is_here and request.output.media_type == "tensor/binary"
+        result = self._write(copy, request) if as_it_is else await _on(self._writers, self._write, copy, request)
         stages = ("queue", received, began), ("decode", began, ended), ("encode", ended, time.perf_counter())
-        return self._signed(result, self._engine.dtype, stages)
+        return self._signed(result, decoded.dtype, stages, tiling=str(decoded.plan))
 
     async def encode(self, request: EncodeRequest) -> Result:
         """Encode one request. Raises RemoteVAEError for what the client can mend."""
         received = time.perf_counter()
         prepared = await _on(self._unpackers, self._engine.prepare, request)
         generator = None if request.seed is None else torch.Generator("cpu").manual_seed(request.seed)
-        run = partial(self._engine.encode, mode=request.sample_mode, generator=generator)
-        job = Job(prepared.pixels, run, HostCopy, self._encodes, give_up=_give_up(request, received))
+
+        def run(pixels: torch.Tensor) -> tuple[torch.Tensor, None]:
+            return self._engine.encode(pixels, request.sample_mode, generator), None
+
+        def leave(latents: torch.Tensor, _: object) -> HostCopy:
+            return HostCopy(latents)
+
+        job = Job(prepared.pixels, run, leave, self._encodes, give_up=_give_up(request, received))
         copy, began, ended = await self._run(job)
         raw = from_array(await _on(self._writers, lambda: self._engine.pack(copy.whole(), prepared, request)))
         result = Result("tensor/binary", raw.data, raw.dtype, raw.shape)
@@ -90,12 +117,25 @@ class Pipeline:
             own_s = self._encodes.predict(math.prod(request.image.shape))
         return self._device.wait_s() > max(BUSY_S, BUSY_FACTOR * own_s)
 
+    async def _unpack(self, request: DecodeRequest) -> Unpacked:
+        shape = request.latents.shape
+        if shape in self._familiar and request.latents.data.nbytes <= INLINE:
+            return self._engine.unpack(request)
+        unpacked = await _on(self._unpackers, self._engine.unpack, request)
+        if len(self._familiar) < MOST_SHAPES:
+            self._familiar.add(shape)
+        return unpacked
+
     def close(self) -> None:
         self._device.close()
         for pool in (self._unpackers, self._writers):
             pool.shutdown(wait=False, cancel_futures=True)
 
-    async def _run(self, job: Job) -> tuple[HostCopy, float, float]:
+    def _decode(self, latents: torch.Tensor, plan: Plan) -> tuple[torch.Tensor, Decoded]:
+        decoded = self._engine.decode(latents, plan)
+        return decoded.pixels, decoded
+
+    async def _run(self, job: Job) -> tuple[Any, float, float]:
         """Cancelled while it waits (its client left), a job never runs: it is its future that is cancelled."""
         self._device.submit(job)
         return await asyncio.wrap_future(job.done)
@@ -103,10 +143,12 @@ class Pipeline:
     def _write(self, pixels: HostCopy, request: DecodeRequest) -> Result:
         return codecs.write(pixels, request.output, request.fps or self._engine.space.family.fps)
 
-    def _signed(self, result: Result, dtype: torch.dtype, stages: Iterable[tuple[str, float, float]]) -> Result:
+    def _signed(
+        self, result: Result, dtype: torch.dtype, stages: Iterable[tuple[str, float, float]], tiling: str = ""
+    ) -> Result:
         timings = tuple((stage, (end - start) * 1000) for stage, start, end in stages)
         name = str(dtype).removeprefix("torch.")
-        return replace(result, provenance=Provenance(self._model, self._engine.revision, name, timings))
+        return replace(result, provenance=Provenance(self._model, self._engine.revision, name, timings, tiling))
 
 
 async def _on(pool: ThreadPoolExecutor, run: Callable[..., T], *arguments: Any) -> T:

@@ -193,14 +193,14 @@ def build_engine(config: VAEConfig) -> Engine:
     """The engine of a model, on the device that this replica was given. Raises ModelFailed."""
     import torch
 
-    from remote_vae_serve.engine import DiffusersEngine
+    from remote_vae_serve.eager import EagerEngine
 
     if config.fake is not None:
         from remote_vae_serve.fake import FakeEngine
 
         return FakeEngine(config.fake)
     assigned = len(ray.get_gpu_ids())
-    return DiffusersEngine(config, resolve_device(config, assigned, torch.cuda.is_available()))
+    return EagerEngine(config, resolve_device(config, assigned, torch.cuda.is_available()))
 
 
 def resolve_device(config: VAEConfig, assigned: int, cuda: bool) -> str:

@@ -33,6 +33,11 @@ class HostCopy:
             event.record()
             self._events.append((min(start + rows, len(tensor)), event))
 
+    @property
+    def is_here(self) -> bool:
+        """Whether nothing has to be waited for."""
+        return not self._events
+
     def pieces(self) -> Iterator[torch.Tensor]:
         """Slices along the first axis, in order, each as soon as it is there."""
         start = 0

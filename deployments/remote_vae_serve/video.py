@@ -7,7 +7,7 @@ import logging
 import os
 import subprocess
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import imageio_ffmpeg
 import torch
@@ -37,27 +37,35 @@ def to_mp4(pieces: Iterable[torch.Tensor], shape: tuple[int, ...], fps: float) -
         InternalError: the encoder failed.
     """
     height, width = shape[1:3]
-    with _memory_file() as output:
+    # What it complains goes to memory too: in a pipe that nobody reads it could wait for us while we wait for it.
+    with _memory_file("mp4") as output, _memory_file("complaints") as complaints:
         command = _command(width + width % 2, height + height % 2, fps, f"/proc/self/fd/{output}")
         encoder = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, pass_fds=[output]
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=complaints, pass_fds=[output]
         )
         assert encoder.stdin is not None
         try:
-            for frames in pieces:
-                for frame in _even(frames):
-                    encoder.stdin.write(frame.numpy().data)
-        except BrokenPipeError:
-            pass  # it died; its exit status and last words follow
-        _, complaint = encoder.communicate()
+            with suppress(BrokenPipeError), encoder.stdin:  # it died; its exit status and last words follow
+                for frames in pieces:
+                    for frame in _even(frames):
+                        encoder.stdin.write(frame.numpy().data)
+            encoder.wait()
+        finally:
+            encoder.kill()  # where the frames did not come; else it has ended
+            encoder.wait()
         if encoder.returncode != 0:
-            logger.error("ffmpeg ended with %s: %s", encoder.returncode, complaint.decode(errors="replace")[-2000:])
+            last = _read(complaints)[-2000:].decode(errors="replace")
+            logger.error("ffmpeg ended with %s: %s", encoder.returncode, last)
             raise InternalError(
                 "The video encoder failed; the server's log says more. Frames are to be had with output_type=pt"
             )
-        with open(output, "rb", closefd=False) as written:
-            written.seek(0)
-            return written.read()
+        return _read(output)
+
+
+def _read(descriptor: int) -> bytes:
+    with open(descriptor, "rb", closefd=False) as written:
+        written.seek(0)
+        return written.read()
 
 
 def _even(frames: torch.Tensor) -> torch.Tensor:
@@ -68,9 +76,9 @@ def _even(frames: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def _memory_file() -> Iterator[int]:
+def _memory_file(name: str) -> Iterator[int]:
     """A seekable file that is nowhere but in memory (Linux): an mp4's index is moved to its front at the end."""
-    descriptor = os.memfd_create("mp4")
+    descriptor = os.memfd_create(name)
     try:
         yield descriptor
     finally:

@@ -35,8 +35,22 @@ FLOORS = {
     "tensor_files": 12, "files": 13, "benchmark": 13, "outputs": 14, "runs": 14, "options": 14, "commands": 15, "cli": 16,
 }  # fmt: skip
 KNOWS_RAY = {"app", "ingress", "catalogue", "replica", "scaling", "serve_config", "cli"}
-KNOWS_TORCH = {"engine", "families", "pipeline", "codecs", "device", "pictures", "transfer", "video", "fake", "fast"}
-KNOWS_DIFFUSERS = {"engine", "fast"}
+KNOWS_TORCH = {
+    "engine",
+    "eager",
+    "budget",
+    "forecast",
+    "families",
+    "pipeline",
+    "codecs",
+    "device",
+    "pictures",
+    "transfer",
+    "video",
+    "fake",
+    "fast",
+}
+KNOWS_DIFFUSERS = {"eager", "model_config", "fast"}
 
 
 def imports(path: Path, lazy: bool = True) -> Iterator[str]:

@@ -24,7 +24,7 @@ from in_process import InProcess, diffusers_engine, pipeline_of
 from local_server import free_port
 from remote_vae import errors
 from remote_vae.protocol import Request
-from remote_vae_serve.engine import DiffusersEngine
+from remote_vae_serve.eager import EagerEngine
 from remote_vae_serve.http import Answerer, create_app
 from samples import latents, tiny_vae
 
@@ -38,7 +38,7 @@ TINY = "for a tiny VAE of SD 1.x"
 class Reported(InProcess):
     """Models that say of themselves what a replica does; of `COLD` no more than its name, until it is asked itself."""
 
-    def __init__(self, engines: dict[str, DiffusersEngine]) -> None:
+    def __init__(self, engines: dict[str, EagerEngine]) -> None:
         self._pipelines = {name: pipeline_of(engine, name) for name, engine in engines.items()}
         super().__init__(**{name: pipeline.answer for name, pipeline in self._pipelines.items()})
         self._engines = engines

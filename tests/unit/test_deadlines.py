@@ -22,8 +22,10 @@ from remote_vae.decoding import DecodeRequest
 from remote_vae.errors import DeadlineExceeded, TimedOut, Unavailable
 from remote_vae.tensors import from_array
 from remote_vae.wire import Result
+from remote_vae_serve.engine import Decoded
 from remote_vae_serve.fake import FakeEngine
 from remote_vae_serve.http import create_app
+from remote_vae_serve.tiling import WHOLE, Plan
 from scripted_server import Exchange, ScriptedServer
 from served import served
 
@@ -112,11 +114,11 @@ class Counting(FakeEngine):
         self.decoded: list[float] = []
         self.begun, self.go_on = threading.Event(), threading.Event()
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+    def decode(self, latents: torch.Tensor, plan: Plan = WHOLE) -> Decoded:
         self.decoded += latents[:, 0, 0, 0].tolist()
         self.begun.set()
         self.go_on.wait(5)
-        return super().decode(latents)
+        return super().decode(latents, plan)
 
 
 @contextmanager

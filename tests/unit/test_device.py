@@ -25,21 +25,21 @@ class Bench:
         self.device = Device(nullcontext)
         self.ran: list[torch.Tensor] = []
         self._go, self._busy = threading.Event(), threading.Event()
-        self._held = Job(torch.zeros(1), self._hold, lambda part: part)
+        self._held = Job(torch.zeros(1), self._hold, lambda part, _: part)
         self.device.submit(self._held)
         assert self._busy.wait(WAIT_S)
 
-    def _hold(self, batch: torch.Tensor) -> torch.Tensor:
+    def _hold(self, batch: torch.Tensor) -> tuple[torch.Tensor, None]:
         self._busy.set()
         assert self._go.wait(WAIT_S)
-        return batch
+        return batch, None
 
-    def run(self, batch: torch.Tensor) -> torch.Tensor:
+    def run(self, batch: torch.Tensor) -> tuple[torch.Tensor, None]:
         self.ran.append(batch)
-        return batch * 2
+        return batch * 2, None
 
     def job(self, *values: float, group: Any = "a", limit: int = 8, **fields: Any) -> Job:
-        job = Job(torch.tensor(values), fields.pop("run", self.run), fields.pop("finish", lambda part: part.tolist()),
+        job = Job(torch.tensor(values), fields.pop("run", self.run), fields.pop("finish", lambda part, _: part.tolist()),
                   group=group, limit=limit, **fields)  # fmt: skip
         self.device.submit(job)
         return job
@@ -94,7 +94,7 @@ def test_a_lone_job_does_not_wait_for_company() -> None:
     device = Device(nullcontext)
     began = time.perf_counter()
     for number in range(20):
-        job = Job(torch.tensor([number]), lambda batch: batch, lambda part: part, group="a", limit=8)
+        job = Job(torch.tensor([number]), lambda batch: (batch, None), lambda part, _: part, group="a", limit=8)
         device.submit(job)
         job.done.result(WAIT_S)
     assert time.perf_counter() - began < 1
@@ -114,11 +114,11 @@ def test_what_was_cancelled_or_given_up_never_runs_and_the_others_do(bench: Benc
 
 
 def test_what_fails_in_a_batch_runs_alone_and_fails_alone(bench: Bench) -> None:
-    def run(batch: torch.Tensor) -> torch.Tensor:
+    def run(batch: torch.Tensor) -> tuple[torch.Tensor, None]:
         bench.ran.append(batch)
         if 2.0 in batch.tolist():
             raise RuntimeError("two")
-        return batch * 2
+        return batch * 2, None
 
     jobs = [bench.job(value, run=run) for value in (1, 2, 3)]
     bench.go()
@@ -129,7 +129,7 @@ def test_what_fails_in_a_batch_runs_alone_and_fails_alone(bench: Bench) -> None:
 
 
 def test_an_output_that_cannot_leave_fails_its_own_job_only(bench: Bench) -> None:
-    def no(part: torch.Tensor) -> None:
+    def no(part: torch.Tensor, _: object) -> None:
         raise ValueError("no")
 
     bad, good = bench.job(1, finish=no), bench.job(2)

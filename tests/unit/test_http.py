@@ -106,7 +106,7 @@ def test_a_tensor_comes_back_as_it_was_asked_for(client: TestClient, reply: Any)
     query, headers, body = DecodeRequest(from_array(Z), output=Output.PT, reply=reply).to_http()
     answer = post(client, params=query, headers=headers, content=bytes(body))
     assert answer.headers["content-type"] == f"tensor/{reply}"
-    expected = fake_engine().decode(Z)
+    expected = fake_engine().decode(Z).pixels
     assert torch.equal(to_torch(Result.from_http(answer.headers, answer.content).tensor), expected)
 
 

@@ -19,9 +19,9 @@ assert here.is_relative_to({site!r}), here
 import asyncio, torch
 from remote_vae.calls import DecodeCall
 from remote_vae_serve.config import VAEConfig
-from remote_vae_serve.engine import DiffusersEngine
+from remote_vae_serve.eager import EagerEngine
 from remote_vae_serve.pipeline import Pipeline
-engine = DiffusersEngine(VAEConfig(source="demo"), "cpu")
+engine = EagerEngine(VAEConfig(source="demo"), "cpu")
 engine.load()
 call = DecodeCall(torch.randn(1, 16, 8, 8))
 image = call.answer([asyncio.run(Pipeline(engine, "demo").decode(request)) for request in call.requests()])

@@ -39,12 +39,12 @@ import resource, sys
 from pathlib import Path
 from remote_vae.errors import ModelFailed
 from remote_vae_serve.config import VAEConfig
-from remote_vae_serve.engine import DiffusersEngine
-DiffusersEngine(VAEConfig(source="demo"), "cpu").load()  # whatever is imported is imported now
+from remote_vae_serve.eager import EagerEngine
+EagerEngine(VAEConfig(source="demo"), "cpu").load()  # whatever is imported is imported now
 pages = int(Path("/proc/self/statm").read_text().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 4 * 2**20,) * 2)
 try:
-    DiffusersEngine(VAEConfig(source=sys.argv[1]), "cpu").load()
+    EagerEngine(VAEConfig(source=sys.argv[1]), "cpu").load()
 except ModelFailed as error:
     print(error.message)
 """

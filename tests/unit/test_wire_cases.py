@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -106,9 +108,14 @@ def test_every_client_gets_what_it_is_owed(app: TestClient, name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_a_png_is_the_pt_reply_rounded_in_the_decoders_dtype_and_half_to_even(weights: Path, dtype: str) -> None:
+def test_a_png_is_the_pt_reply_rounded_in_the_decoders_dtype_and_half_to_even(
+    weights: Path, tmp_path: Path, dtype: str
+) -> None:
     """As diffusers rounds it; and `pt` and the signature say what the model ran in."""
-    pipeline = pipeline_of(diffusers_engine(weights / "sdxl", dtype=dtype), "sdxl")
+    folder = shutil.copytree(weights / "sdxl", tmp_path / "sdxl")
+    config = json.loads((folder / "config.json").read_text()) | {"force_upcast": False}
+    (folder / "config.json").write_text(json.dumps(config))
+    pipeline = pipeline_of(diffusers_engine(folder, dtype=dtype), "sdxl")
     app = TestClient(create_app(InProcess(sdxl=pipeline.answer), MAX_BODY, 20.0))
     pt, png, unit, uint8 = (
         app.post("/sdxl", params=list(sent.query), headers=sent.headers, content=sent.body)

@@ -1,0 +1,38 @@
+"""`budget`: the bytes that a replica may use, of what its device has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+import torch
+
+from remote_vae_serve.config import VAEConfig
+
+GIB = 2**30
+RESERVE = 0.1
+"""Of the device, for what is nobody's tensor: the CUDA context, libraries, an allocator's leftovers."""
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def budget(config: VAEConfig, device: str) -> int:
+    """Bytes that weights and work together may take on the device.
+
+    `memory` of the configuration: up to 1 a share of what the device has, above 1 GiB; `auto` is all of it less a reserve, and
+    for a replica that reserves a share of a GPU that share.
+    """
+    total = torch.cuda.get_device_properties(0).total_memory if device == "cuda" else host_memory()
+    if config.memory != "auto":
+        return int(config.memory * (total if config.memory <= 1 else GIB))
+    share = config.num_gpus if device == "cuda" and config.num_gpus != "auto" and 0 < config.num_gpus < 1 else 1
+    return int(total * share * (1 - RESERVE))
+
+
+def host_memory() -> int:
+    """Bytes of this machine's memory that are free to use; in a container, of its limit."""
+    available = int(psutil.virtual_memory().available)
+    try:
+        limit, used = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+    except OSError:
+        return available
+    return available if limit == "max" else min(available, int(limit) - int(used))

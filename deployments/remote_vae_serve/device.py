@@ -155,14 +155,21 @@ class Device:
 
 
 def _without_tensors(error: BaseException) -> BaseException:
-    """The error with a traceback that says where, and holds nothing: else what failed keeps its memory on the device, and its
-    job, until the garbage collector comes round."""
-    one: BaseException | None = error
-    while one is not None:
-        traceback.clear_frames(one.__traceback__)
-        one = one.__context__
-    mine = error.__traceback__
-    return error.with_traceback(mine and mine.tb_next)
+    """The error with its traceback as text: one of frames keeps their tensors on the device, and the job, which keeps the error,
+    until the garbage collector comes round."""
+    if not isinstance(error, RemoteVAEError):
+        error.__cause__ = _Traceback("".join(traceback.format_exception(type(error), error, error.__traceback__)))
+    else:
+        error.__cause__ = None
+    error.__context__ = None
+    return error.with_traceback(None)
+
+
+class _Traceback(Exception):
+    """Where an error was raised, for a log that shows causes."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
 
 
 def _starts(job: Job) -> bool:

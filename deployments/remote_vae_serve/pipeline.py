@@ -73,7 +73,7 @@ class Pipeline:
 
         def leave(pixels: torch.Tensor, decoded: Decoded) -> tuple[HostCopy, Decoded]:
             copy = HostCopy(self._engine.leave(unpacked.layout.repack(pixels, unpacked.shape), request.output))
-            return copy, replace(decoded, pixels=pixels[:0])
+            return copy, replace(decoded, pixels=pixels.new_empty(0))  # a slice of no length would keep them all there
 
         shape, plan = tuple(unpacked.latents.shape), unpacked.plan
         job = Job(

@@ -1,0 +1,158 @@
+"""`generate.py --fast`: HAProxy in a cluster as the launcher has it on one machine, and a path of its own for what is warm."""
+
+from __future__ import annotations
+
+import ast
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray.serve.config import AutoscalingConfig
+from ray.serve.schema import ServeDeploySchema
+from test_manifests import MANIFEST, SOURCE, by_name, crd, generate
+
+from remote_vae_serve import cli, proxy
+from remote_vae_serve.app import vae
+from remote_vae_serve.config import IngressConfig, VAEConfig
+
+__all__ = ["crd"]  # a fixture
+
+TEXTS = (generate.SOURCE.read_text(), generate.TEMPLATE.read_text(), generate.FAST.read_text())
+FAST: dict[str, Any] = yaml.safe_load(generate.generate(*TEXTS))
+WARM: dict[str, dict[str, Any]] = {
+    "one for good": {"num_replicas": 1},
+    "a number that Serve chooses": {"num_replicas": "auto"},
+    "one at least": {"autoscaling_config": {"min_replicas": 1, "max_replicas": 4}},
+    "Serve's own fewest": {"autoscaling_config": {"max_replicas": 4}},
+}
+COLD: dict[str, dict[str, Any]] = {
+    "from none": {"autoscaling_config": {"min_replicas": 0, "max_replicas": 4}},
+    "from none, in Serve's words": {"num_replicas": "auto", "autoscaling_config": {"min_replicas": 0}},
+}
+
+
+def containers(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    cluster = manifest["spec"]["rayClusterConfig"]
+    groups = (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])
+    return [container for group in groups for container in group["template"]["spec"]["containers"]]
+
+
+def flux(**deployment: Any) -> str:
+    """The shipped configuration with `flux` deployed in that way."""
+    config = copy.deepcopy(SOURCE)
+    by_name(config)["flux"]["deployments"] = [{"name": "VAE"} | deployment]
+    return str(yaml.safe_dump(config))
+
+
+def made_of(source: str) -> dict[str, Any]:
+    """What Serve is told, checked by its schema."""
+    manifest = yaml.safe_load(generate.generate(source, *TEXTS[1:]))
+    config: dict[str, Any] = yaml.safe_load(manifest["spec"]["serveConfigV2"])
+    ServeDeploySchema(**config)
+    return config
+
+
+def test_every_ray_container_has_what_the_launcher_sets() -> None:
+    launcher = cli.FAST | cli._haproxy_errors() | {proxy.CALLBACK: proxy.IMPORT_PATH}
+    limit = {proxy.MAX_BODY_MIB: str(by_name(SOURCE)["remote-vae"]["args"]["max_body_mib"])}
+    for container, before in zip(containers(FAST), containers(MANIFEST), strict=True):
+        added = container["env"][len(before.get("env", [])) :]
+        assert container | {"env": added} == before | {"env": added}
+        assert container["env"] == [*before.get("env", []), *added]
+        assert {one["name"]: one["value"] for one in added if "value" in one} == launcher | limit
+        names = [variable["name"] for variable in container["env"]]
+        assert len(names) == len(set(names))
+    assert generate.MAX_BODY_MIB == proxy.MAX_BODY_MIB
+
+
+def test_tokens_come_from_an_optional_secret_and_stand_nowhere_in_the_manifest() -> None:
+    for container in containers(FAST):
+        (tokens,) = [variable for variable in container["env"] if variable["name"] == proxy.TOKENS]
+        secret = {"name": "remote-vae-tokens", "key": "tokens", "optional": True}
+        assert tokens == {"name": proxy.TOKENS, "valueFrom": {"secretKeyRef": secret}}
+
+
+def test_the_proxy_starts_with_these_variables() -> None:
+    environment = {variable["name"]: variable.get("value", "one,two") for variable in containers(FAST)[0]["env"]}
+    assert proxy.Settings.of(environment) == proxy.Settings(256 * 2**20, ("one", "two"))
+
+
+def test_a_limit_that_is_not_stated_is_left_to_the_default_of_the_ingress() -> None:
+    config = copy.deepcopy(SOURCE)
+    del by_name(config)["remote-vae"]["args"]["max_body_mib"]
+    manifest = yaml.safe_load(generate.generate(yaml.safe_dump(config), *TEXTS[1:]))
+    assert proxy.MAX_BODY_MIB not in [variable["name"] for one in containers(manifest) for variable in one["env"]]
+    assert proxy.Settings.of({}).max_body == IngressConfig().max_body
+
+
+def test_nothing_else_changes_and_the_crd_knows_every_field(crd: Any) -> None:
+    assert [error.message for error in crd.iter_errors(FAST)] == []
+    bare = copy.deepcopy(FAST)
+    for container, before in zip(containers(bare), containers(MANIFEST), strict=True):
+        container.pop("env")
+        container.update({"env": before["env"]} if "env" in before else {})
+    assert bare == MANIFEST  # every model that is shipped starts from none
+
+
+@pytest.mark.parametrize("deployment", WARM.values(), ids=WARM)
+def test_a_model_that_is_kept_warm_gets_a_path_of_its_own(deployment: dict[str, Any]) -> None:
+    models = by_name(made_of(flux(**deployment)))
+    assert models["flux"]["route_prefix"] == "/flux"
+    assert {models[name]["route_prefix"] for name in models if name not in ("flux", "remote-vae")} == {None}
+
+
+@pytest.mark.parametrize("deployment", COLD.values(), ids=COLD)
+def test_a_model_that_starts_from_none_stays_behind_the_ingress(deployment: dict[str, Any]) -> None:
+    assert by_name(made_of(flux(**deployment)))["flux"]["route_prefix"] is None
+
+
+def test_an_entry_without_deployments_is_warm_and_a_path_that_was_chosen_stays() -> None:
+    for chosen, path in ((None, "/flux"), ("/mine", "/mine")):
+        config = copy.deepcopy(SOURCE)
+        application = by_name(config)["flux"]
+        del application["deployments"]
+        application["route_prefix"] = chosen
+        assert by_name(made_of(yaml.safe_dump(config)))["flux"]["route_prefix"] == path
+
+
+def scaled(target: float | None = None, most: int | None = None) -> str:
+    scaling = {"min_replicas": 1, "max_replicas": 4} | ({} if target is None else {"target_ongoing_requests": target})
+    return flux(autoscaling_config=scaling, **({} if most is None else {"max_ongoing_requests": most}))
+
+
+@pytest.mark.parametrize(("target", "most"), [(1, 1), (2, 2), (2, 3), (None, 3), (5, None)])
+def test_a_limit_that_hides_the_load_from_the_autoscaling_is_refused(target: float | None, most: int | None) -> None:
+    generate.generate(scaled(target, most), TEXTS[1])  # a handle counts what waits as well
+    with pytest.raises(generate.Unfit, match="application 'flux': max_ongoing_requests is"):
+        generate.generate(scaled(target, most), *TEXTS[1:])
+
+
+@pytest.mark.parametrize(("target", "most"), [(None, None), (2, 4), (4, None), (0.5, 1)])
+def test_a_limit_well_above_the_target_is_taken(target: float | None, most: int | None) -> None:
+    made_of(scaled(target, most))
+
+
+def test_what_is_not_stated_is_what_our_builder_and_serve_say() -> None:
+    assert AutoscalingConfig().target_ongoing_requests == generate.TARGET_ONGOING
+    deployment = vae(VAEConfig(source="demo", num_gpus=0))._bound_deployment
+    assert deployment.max_ongoing_requests == generate.MAX_ONGOING
+
+
+def test_the_flag_writes_and_checks_that_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(generate, "MANIFEST", tmp_path / "rayservice.yaml")
+    assert generate.main([]) == 0
+    assert generate.main(["--fast", "--check"]) == 1
+    assert "stale: run `python cluster/generate.py --fast`" in capsys.readouterr().err
+    assert generate.main(["--fast"]) == generate.main(["--fast", "--check"]) == 0
+    assert (tmp_path / "rayservice.yaml").read_text() == generate.generate(*TEXTS)
+
+
+def test_the_generator_imports_nothing_but_yaml() -> None:
+    tree = ast.parse((generate.HERE / "generate.py").read_text())
+    modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    modules |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert modules == {"__future__", "argparse", "sys", "collections.abc", "pathlib", "typing", "yaml"}

@@ -1,0 +1,1 @@
+"""What serving costs, ours and others' side by side: `python -m benchmarks`. How replicas follow a load: scaling.py."""

@@ -32,7 +32,11 @@ def host_memory() -> int:
     """Bytes of this machine's memory that are free to use; in a container, of its limit."""
     available = int(psutil.virtual_memory().available)
     try:
-        limit, used = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        limit, used, parts = ((CGROUP / f"memory.{name}").read_text() for name in ("max", "current", "stat"))
     except OSError:
         return available
-    return available if limit == "max" else min(available, int(limit) - int(used))
+    if limit.strip() == "max":
+        return available
+    # Files that were read count as used, the weights first of all, and make room where it is needed.
+    files = dict(line.split() for line in parts.splitlines()).get("inactive_file", "0")
+    return max(0, min(available, int(limit) - int(used) + int(files)))

@@ -1,14 +1,18 @@
 """`Forecast`: the memory that a decode or an encode will take, from the model's own graph.
 
 The graph is run on torch's meta device, where tensors have shapes and no values: what is alive at each step is counted exactly,
-for every family alike, tiling included, in some 40 ms for a Stable Diffusion decoder of any size.
+for every family alike, tiling included, in some 40 ms for a Stable Diffusion decoder of any size. Of tiles of one shape only the
+first is run.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -19,8 +23,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from remote_vae_serve.tiling import Plan, view
 
-MOST_TILES = 3
-"""Along an edge, that are really run. A plan with more of them is extrapolated: what grows with their number, grows evenly."""
+logger = logging.getLogger("ray.serve")
+
+MOST_TILES = 4096
+"""That are counted one by one, in a second. Of a plan with more a part is, and the rest in proportion: the decoder's own work,
+which does not grow with the picture, is next to nothing there, and is counted too often, not too rarely."""
+WORKSPACE = 2**28
+"""Bytes that libraries take however small the work: nothing is learned from them. The budget's reserve is there for them."""
+MOST_EXCESS = 4.0
+FAILURE, MOST_OF_FAILURES = 1.1, 1.5
+"""A failure may be another process's fault: it alone never makes this one refuse what it could do."""
 
 
 class Forecast:
@@ -36,7 +48,7 @@ class Forecast:
         self._model = model
         self._tile = tile
         self._ratio = ratio
-        self._lock = threading.Lock()
+        self._running, self._learning = threading.Lock(), threading.Lock()
         self._excess = 1.0
         self._dtype = next(model.parameters()).dtype
         self._decode = lru_cache(1024)(self._run_decode)
@@ -48,53 +60,112 @@ class Forecast:
         return int(sum(parameter.nbytes for parameter in self._model.parameters()))
 
     def decode(self, shape: tuple[int, ...], plan: Plan) -> int:
-        """Bytes at the peak of decoding latents of that shape, `[B, C, (T,) h, w]`."""
-        with self._lock:
-            return int(self._decode(shape, plan) * self._excess)
+        """Bytes at the peak of decoding latents of that shape, `[B, C, (T,) h, w]`, theirs included; 0 where nothing is known."""
+        return int(self._decode(shape, plan) * self._excess)
 
     def encode(self, shape: tuple[int, ...]) -> int:
-        """Bytes at the peak of encoding pixels of that shape, `[B, 3, (T,) H, W]`."""
-        with self._lock:
-            return int(self._encode(shape) * self._excess)
+        """Bytes at the peak of encoding pixels of that shape, `[B, 3, (T,) H, W]`, theirs included; 0 where nothing is known."""
+        return int(self._encode(shape) * self._excess)
 
     def learn(self, predicted: int, taken: int) -> None:
         """Remember that more was taken than predicted: workspaces of convolutions, what an allocator cannot use."""
-        with self._lock:
-            self._excess = max(self._excess, self._excess * taken / predicted)
+        if not predicted:
+            return
+        with self._learning:
+            excess = self._excess * (taken - WORKSPACE) / predicted
+            self._excess = min(MOST_EXCESS, max(self._excess, excess))
 
-    def _run_decode(self, shape: tuple[int, ...], plan: Plan) -> int:
-        model = view(self._model, plan, self._tile, self._ratio)
+    def learn_of_failure(self) -> None:
+        """Remember that memory ran out where it should not have. By a step: nobody knows how much was missing."""
+        with self._learning:
+            self._excess = max(self._excess, min(MOST_OF_FAILURES, self._excess * FAILURE))
 
-        def peak(size: tuple[int, ...]) -> int:
-            return peak_bytes(lambda: model.decode(torch.empty(size, dtype=self._dtype, device="meta")))
-
-        if plan.tile is None:
-            return peak(shape)
-        most = MOST_TILES * plan.tile // self._ratio
-        if max(shape[-2:]) <= most:
-            return peak(shape)
-        fewer, more = (tuple(min(size, edge) for size in shape[-2:]) for edge in (most * 2 // 3, most))
-        area, area_of_fewer, area_of_more = (height * width for height, width in (shape[-2:], fewer, more))
-        least, most_run = peak((*shape[:-2], *fewer)), peak((*shape[:-2], *more))
-        grows = (most_run - least) / max(1, area_of_more - area_of_fewer)
-        return int(most_run + max(0.0, grows) * (area - area_of_more))
+    # The locks are here, not around the caches: what is known already is told while another shape is being counted.
 
     def _run_encode(self, shape: tuple[int, ...]) -> int:
-        return peak_bytes(lambda: self._model.encode(torch.empty(shape, dtype=self._dtype, device="meta")))
+        return self._counted(lambda: self._model.encode(self._empty(shape)))
+
+    def _run_decode(self, shape: tuple[int, ...], plan: Plan) -> int:
+        *rest, height, width = shape
+        model = view(self._model, plan, self._tile, self._ratio)
+        if plan.tile is None or model is self._model:
+            return self._counted(lambda: model.decode(self._empty(shape)))
+        tiles = math.prod(math.ceil(edge * self._ratio / plan.tile) for edge in (height, width))
+        edges = _part_of(height, width, MOST_TILES / tiles)
+        with self._running, LiveBytes() as live, _each_tile_once(model, live):
+            _run_on_meta(lambda: model.decode(self._empty((*rest, *edges))))
+        return math.ceil(int(live.peak) * height * width / math.prod(edges))
+
+    def _counted(self, run: Callable[[], object]) -> int:
+        try:
+            with self._running:
+                return peak_bytes(run)
+        except Exception as error:
+            # A decoder that looks at values has no forecast; one that latents do not fit will say so itself.
+            logger.warning("nothing is known of the memory of %s: %s", type(self._model).__name__, error)
+            return 0
+
+    def _empty(self, shape: tuple[int, ...]) -> torch.Tensor:
+        return torch.empty(shape, dtype=self._dtype, device="meta")
+
+
+def _part_of(height: int, width: int, share: float) -> tuple[int, int]:
+    """The edges of a part of that share of the area, the shorter one kept as far as it goes."""
+    if share >= 1:
+        return height, width
+    area = height * width * share
+    short = max(1, min(height, width, int(math.sqrt(area))))
+    long = max(short, int(area / short))
+    return (short, long) if height <= width else (long, short)
+
+
+@contextmanager
+def _each_tile_once(model: Any, live: LiveBytes) -> Iterator[None]:
+    """Run the decoder of a view of a model on the meta device once for each shape of a tile: of the next one it is known.
+
+    Blending is left out: what it makes, a few rows of pixels, is less than the picture that is put together after it.
+
+    Not for several threads at once: the decoder is the model's own.
+    """
+    run = model.decoder.forward
+    known: dict[torch.Size, tuple[int, torch.Size, torch.dtype]] = {}
+
+    def forward(tile: torch.Tensor) -> torch.Tensor:
+        if tile.shape not in known:
+            with LiveBytes() as own:
+                made: torch.Tensor = run(tile)
+            known[tile.shape] = own.peak, made.shape, made.dtype
+            return made
+        peak, shape, dtype = known[tile.shape]
+        live.peak = max(live.peak, live.now + peak)
+        return tile.new_empty(shape, dtype=dtype)
+
+    model.blend_v = model.blend_h = lambda before, tile, extent: tile
+    model.decoder.forward = forward
+    try:
+        yield
+    finally:
+        del model.decoder.forward
 
 
 def on_meta(model_class: Any, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
     """The model without its weights: nothing but its graph."""
     with torch.device("meta"):
         model = model_class.from_config(dict(config))
-    return model.to(dtype).eval().requires_grad_(False)
+    # Not diffusers' own `to`, which warns of a cast that would make a difference to weights.
+    return torch.nn.Module.to(model, dtype).eval().requires_grad_(False)
 
 
 def peak_bytes(run: Callable[[], object]) -> int:
     """The most bytes of tensors that were alive at once while `run` ran; those it did not make do not count."""
-    with torch.inference_mode(), _FusedAttention(), LiveBytes() as live:
-        run()
+    with LiveBytes() as live:
+        _run_on_meta(run)
     return int(live.peak)
+
+
+def _run_on_meta(run: Callable[[], object]) -> None:
+    with torch.inference_mode(), _FusedAttention():
+        run()
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -102,14 +173,17 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.peak = 0
+        self.now: int = 0
+        self.peak: int = 0
         self._sizes: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for tensor in made if isinstance(made, (tuple, list)) else (made,):
-            if isinstance(tensor, torch.Tensor):
-                self._count(tensor.untyped_storage())
+        kwargs = kwargs or {}
+        made = func(*args, **kwargs)
+        given = {storage._cdata for storage in _storages((args, kwargs))}  # a view of a weight makes nothing
+        for storage in _storages(made):
+            if storage._cdata not in given:
+                self._count(storage)
         return made
 
     def _count(self, storage: torch.UntypedStorage) -> None:
@@ -122,6 +196,17 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _forget(self, key: int) -> None:
         self.now -= self._sizes.pop(key, 0)
+
+
+def _storages(values: Any) -> Iterator[torch.UntypedStorage]:
+    """Those of all tensors in nested tuples, lists and dictionaries."""
+    if isinstance(values, torch.Tensor):
+        yield values.untyped_storage()
+    elif isinstance(values, (tuple, list)):
+        for value in values:
+            yield from _storages(value)
+    elif isinstance(values, dict):
+        yield from _storages(tuple(values.values()))
 
 
 class _FusedAttention(TorchFunctionMode):

@@ -1,0 +1,63 @@
+"""A real engine behind the HTTP app in this process, whose live bytes and events are counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from starlette.testclient import TestClient
+
+from in_process import InProcess, diffusers_engine, pipeline_of
+from remote_vae.decoding import DecodeRequest, Output
+from remote_vae.tensors import from_array, to_torch
+from remote_vae.wire import Result
+from remote_vae_serve.forecast import LiveBytes
+from remote_vae_serve.http import create_app
+
+
+class OneModel:
+    """Named `model`.
+
+    Args:
+        free: bytes that are left for work; None leaves the budget as it is.
+        arguments: of `VAEConfig`.
+
+    Attributes:
+        live: of what the device's thread made, since its start.
+        events: what an operator would count.
+    """
+
+    def __init__(self, folder: Path, free: int | None = None, **arguments: Any) -> None:
+        self.live, self.events = LiveBytes(), Counter[str]()
+        self.engine = diffusers_engine(folder, **arguments)
+        self.engine.happened = lambda event: self.events.update([event])
+        self.engine.on_device = lambda: self.live  # type: ignore[method-assign]
+        if free is not None:
+            self.set_free(free)
+        self.pipeline = pipeline_of(self.engine)
+        self.app = create_app(InProcess(model=self.pipeline.answer), 1 << 28, 120)
+        self._client = TestClient(self.app)
+
+    def set_free(self, count: int) -> None:
+        """Give the replica so many bytes for work, beside the weights that it has loaded."""
+        self.engine._budget += count - self.engine.free
+
+    def close(self) -> None:
+        self.pipeline.close()
+
+    def post(self, z: torch.Tensor, output: Output = Output.PT) -> Any:
+        query, headers, body = DecodeRequest(from_array(z), output=output).to_http()
+        return self._client.post("/model", params=query, headers=headers, content=bytes(body))
+
+    def decode(self, z: torch.Tensor) -> tuple[torch.Tensor, str]:
+        """The pixels, and what they were computed in."""
+        answer = self.post(z)
+        assert answer.status_code == 200, answer.text
+        return pixels_of(answer), answer.headers["x-vae-dtype"]
+
+
+def pixels_of(answer: Any) -> torch.Tensor:
+    """Those of an HTTP answer that is a tensor."""
+    return to_torch(Result.from_http(answer.headers, answer.content).tensor)

@@ -28,7 +28,11 @@ from remote_vae_serve.eager import EagerEngine
 from remote_vae_serve.tiling import Plan, view
 
 OVERLAPS = (0.125, 0.25, 0.5)
-KL = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4, "layers_per_block": 2}
+KL = {
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+}
 WIDTHS = (32, 64, 128, 128)  # a quarter of the real ones: the shape of the graph is what tiling sees
 PICTURE = Path(__file__).parents[1] / "docs" / "demo.png"
 
@@ -56,7 +60,11 @@ def cases() -> Iterator[Case]:
         torch.manual_seed(0)
         model = AutoencoderKL(**KL, block_out_channels=WIDTHS, latent_channels=channels).eval()
         yield Case(
-            f"{name}, random weights, 512 x 512", model, smooth(1, channels, 64, 64), (384, 256, 128), families._tile_image
+            f"{name}, random weights, 512 x 512",
+            model,
+            smooth(1, channels, 64, 64),
+            (384, 256, 128),
+            families._tile_image,
         )
     torch.manual_seed(0)
     video = AutoencoderKLHunyuanVideo(block_out_channels=(16, 32, 64, 64), norm_num_groups=8).eval()
@@ -105,7 +113,11 @@ def main() -> None:
     lines = []
     for case in cases():
         whole = pixels_of(case.model, case.latents)
-        lines += [f"## {case.name}", "", "| tile | " + " | ".join(f"overlap {overlap:.3g}" for overlap in OVERLAPS) + " |"]
+        lines += [
+            f"## {case.name}",
+            "",
+            "| tile | " + " | ".join(f"overlap {overlap:.3g}" for overlap in OVERLAPS) + " |",
+        ]
         lines += ["|---:|" + "---:|" * len(OVERLAPS)]
         for size in case.sizes:
             cells = [measure(case, size, overlap, whole) for overlap in OVERLAPS]
@@ -114,7 +126,9 @@ def main() -> None:
         lines.append("")
     families.OVERLAP = chosen
     if arguments.out:
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout
         head = [
             "# Tiles against the whole", "",
             f"Commit {commit.strip()}, {platform.processor() or platform.machine()}, torch {torch.__version__}, CPU, float32. "

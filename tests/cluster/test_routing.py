@@ -18,7 +18,11 @@ A_MEGAPIXEL_S = LARGE_S / 2
 
 def test_short_work_goes_to_the_replica_that_is_free(cluster: Cluster) -> None:
     cluster.deploy(
-        "mixed", source="nowhere", fake={"seconds_per_megapixel": A_MEGAPIXEL_S}, num_cpus=0, options={"num_replicas": 2}
+        "mixed",
+        source="nowhere",
+        fake={"seconds_per_megapixel": A_MEGAPIXEL_S},
+        num_cpus=0,
+        options={"num_replicas": 2},
     )
     cluster.wait_for_replicas("mixed", 2)
     waits: list[float] = []

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from PIL import Image
 from ray import serve
@@ -45,7 +44,7 @@ def test_the_examples_run_one_after_the_other(models: Cluster, tmp_path: Path, m
         code = example.replace("http://127.0.0.1:8000", models.url)
         exec(compile(code, "README.md", "exec"), names)
         assert isinstance(names["image"], Image.Image)
-    assert names["latent"].dtype == torch.float16
+    assert names["latent"].shape == (1, 4, 64, 64)
     assert {path.name for path in tmp_path.iterdir()} == {
         "test.jpg",
         "video.mp4",

@@ -1,0 +1,166 @@
+"""The works, each a question with a goal. Those of HTTP are here; those of memory, handles and routing in inside.py."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.contenders import Ours, Peer, bare_loop
+from benchmarks.findings import Finding, Goal, figure
+from benchmarks.turns import Request, Settings, Turns
+
+Run = Callable[[Ours, Settings], Finding]
+
+DIRECT, INGRESS = "ours, direct door", "ours, ingress"
+BARE, FASTAPI, LITSERVE, LOOP = "bare uvicorn", "FastAPI", "LitServe", "bare loop"
+SMALL = Request((1, 4, 64, 64), {"output_type": "pt", "partial_postprocess": "True"})
+LARGE = Request((1, 4, 256, 512), {"output_type": "pt", "partial_postprocess": "True"})
+PICTURE = (1, 4, 128, 128)
+DEVICE_S = 0.02
+
+
+@dataclass(frozen=True)
+class Work:
+    """One work.
+
+    Attributes:
+        number: as chosen with `--only`; letters tell its parts.
+        haproxy: which of our servers it is for.
+        models: what that server must hold.
+        more: applications besides.
+    """
+
+    number: str
+    haproxy: bool
+    models: Mapping[str, dict[str, Any]]
+    run: Run
+    more: tuple[dict[str, Any], ...] = field(default_factory=tuple)
+
+
+def fake(pixels: tuple[int, int], **wait: float) -> dict[str, Any]:
+    return {"fake": {"pixels": list(pixels), **wait}}
+
+
+def serving_alone(ours: Ours, settings: Settings) -> Finding:
+    job = {"pixels": [320, 320], "seconds": 0, "output": "raw", "shape": list(SMALL.shape)}
+    with ExitStack() as stack:
+        peers = {name: stack.enter_context(Peer(which, job)).url
+                 for name, which in ((BARE, "bare"), (FASTAPI, "fastapi"), (LITSERVE, "litserve"))}  # fmt: skip
+        turns = Turns({DIRECT: ours.direct("instant"), **peers}, SMALL, settings)
+    goals = (
+        Goal.of("p50 of one client, of bare uvicorn's", turns.p50(DIRECT, 1), turns.p50(BARE, 1), 6),
+        Goal.of("rate of 8 clients, of LitServe's", turns.rate(DIRECT, 8), turns.rate(LITSERVE, 8), 1.7, at_least=True),
+    )
+    title = "Serving alone: 64 KiB in, 300 KiB out, nothing between; direct door, HAProxy"
+    same = _same(turns.body(DIRECT), turns.body(FASTAPI), turns.body(LITSERVE))
+    return Finding("1", title, tuple(turns.figures()), goals, (*turns.notes(), same))
+
+
+def through_the_ingress(number: str, how: str, limit: float) -> Run:
+    def run(ours: Ours, settings: Settings) -> Finding:
+        job = {"pixels": [320, 320], "seconds": 0, "output": "raw", "shape": list(SMALL.shape)}
+        with Peer("bare", job) as bare:
+            contenders = {INGRESS: ours.ingress("instant"), DIRECT: ours.direct("instant"), BARE: bare.url}
+            turns = Turns(contenders, SMALL, settings)
+        goal = Goal.of("p50 of one client, of bare uvicorn's", turns.p50(INGRESS, 1), turns.p50(BARE, 1), limit)
+        return Finding(
+            number, f"The same through the ingress, {how}", tuple(turns.figures()), (goal,), tuple(turns.notes())
+        )
+
+    return run
+
+
+def large(ours: Ours, settings: Settings) -> Finding:
+    job = {"pixels": [2048, 2048], "seconds": 0, "output": "raw", "shape": list(LARGE.shape)}
+    with Peer("bare", job) as bare, Peer("fastapi", job) as fastapi:
+        contenders = {DIRECT: ours.direct("large"), BARE: bare.url, FASTAPI: fastapi.url}
+        turns = Turns(contenders, LARGE, settings)
+    goal = Goal.of("p50 of one client, of bare uvicorn's", turns.p50(DIRECT, 1), turns.p50(BARE, 1), 1.4)
+    title = "2 MiB in, 12 MiB out; direct door, HAProxy"
+    return Finding("3", title, tuple(turns.figures()), (goal,), tuple(turns.notes()))
+
+
+def busy_device(number: str, image_format: str) -> Run:
+    """A device that takes 20 ms an image, and a codec after it."""
+
+    def run(ours: Ours, settings: Settings) -> Finding:
+        request = Request(PICTURE, {"image_format": image_format})
+        job = {"pixels": [1024, 1024], "seconds": DEVICE_S, "output": image_format, "shape": list(PICTURE)}
+        with Peer("fastapi", job) as fastapi, Peer("litserve", job) as litserve:
+            contenders = {DIRECT: ours.direct("device"), FASTAPI: fastapi.url, LITSERVE: litserve.url}
+            turns = Turns(contenders, request, settings, clients=(8,), seconds=2 * settings.seconds)
+        rate = turns.rate(DIRECT, 8)
+        against = 1.4 if image_format == "jpg" else 10
+        goals = [Goal.of("rate, of FastAPI's", rate, turns.rate(FASTAPI, 8), against, at_least=True)]
+        if image_format == "jpg":
+            device = figure("the device", "rate", "/s", [1 / DEVICE_S] * len(rate.values))
+            goals.insert(0, Goal.of("rate, of the device's own 50/s", rate, device, 0.9, at_least=True))
+        same = _same_picture(turns.body(DIRECT), turns.body(FASTAPI), turns.body(LITSERVE))
+        title = f"A device busy 20 ms an image, 1024x1024 pixels as {image_format}; 8 clients, direct door, HAProxy"
+        ceiling = 1 / DEVICE_S / turns.rate(FASTAPI, 8).median
+        most = f"The device alone would make {ceiling:.2f} times FastAPI's rate: no more can be had."
+        notes = [*turns.notes(), same, most]
+        if image_format == "png":
+            notes.append(
+                "How long Pillow takes over a PNG, and so this ratio, is the picture's doing: on the machine that this was "
+                "written on 442 ms for this one, 256 for docs/demo.png enlarged, 167 for gradients under plain noise."
+            )
+        return Finding(number, title, tuple(turns.figures()), tuple(goals), tuple(notes))
+
+    return run
+
+
+def real_decode(folder: str, latents: int) -> Run:
+    def run(ours: Ours, settings: Settings) -> Finding:
+        shape = (1, 4, latents, latents)
+        job = {"folder": folder, "output": "jpg", "shape": list(shape)}
+        loops: list[float] = []
+        rounds: list[Turns] = []
+        once = Settings(1, settings.seconds)
+        with Peer("fastapi", job) as fastapi, Peer("litserve", job) as litserve:
+            contenders = {DIRECT: ours.direct("real"), FASTAPI: fastapi.url, LITSERVE: litserve.url}
+            for _ in range(settings.repetitions):
+                loops.append(bare_loop(job, 2 * settings.seconds))
+                rounds.append(Turns(contenders, Request(shape), once, clients=(8,), seconds=2 * settings.seconds))
+        rates = {name: figure(name, "rate, 8 clients", "/s", [turns.rate(name, 8).values[0] for turns in rounds])
+                 for name in contenders}  # fmt: skip
+        loop = figure(LOOP, "rate", "/s", loops)
+        goals = (
+            Goal.of("rate, of FastAPI's", rates[DIRECT], rates[FASTAPI], 1.15, at_least=True),
+            Goal.of("rate, of a bare loop's", rates[DIRECT], loop, 0.95, at_least=True),
+        )
+        last = rounds[-1]
+        same = _same_picture(last.body(DIRECT), last.body(FASTAPI), last.body(LITSERVE))
+        title = f"A real decode: AutoencoderTiny, {8 * latents}x{8 * latents} pixels as JPEG; 8 clients, direct door, HAProxy"
+        return Finding("6", title, (*rates.values(), loop), goals, (*last.notes(), same))
+
+    return run
+
+
+def _same(*bodies: bytes) -> str:
+    same = all(body == bodies[0] for body in bodies)
+    return "All answers are the same bytes." if same else "The answers are NOT the same bytes."
+
+
+def _same_picture(*files: bytes) -> str:
+    pictures = [np.asarray(Image.open(io.BytesIO(file)), np.float32) for file in files]
+    apart = max(float(np.abs(one - pictures[0]).mean()) for one in pictures)
+    sizes = ", ".join(f"{len(file) / 1000:.0f}" for file in files)
+    verdict = "All answers show the same picture" if apart < 1 else "The answers do NOT show the same picture"
+    return f"{verdict} (mean difference {apart:.3f} of 255 at most; {sizes} kB)."
+
+
+HTTP_WORKS = (
+    Work("1", True, {"instant": fake((320, 320))}, serving_alone),
+    Work("2a", True, {"instant": fake((320, 320))}, through_the_ingress("2a", "HAProxy", 30)),
+    Work("3", True, {"large": fake((2048, 2048))}, large),
+    Work("4", True, {"device": fake((1024, 1024), decode_s=DEVICE_S)}, busy_device("4", "jpg")),
+    Work("5", True, {"device": fake((1024, 1024), decode_s=DEVICE_S)}, busy_device("5", "png")),
+    Work("2b", False, {"instant": fake((320, 320))}, through_the_ingress("2b", "no flag", 60)),
+)

@@ -31,6 +31,7 @@ class Unpacked:
     layout: Layout
     shape: tuple[int, ...]
     plan: Plan
+    group_limit: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +158,7 @@ class Engine(ABC):
             raise BadRequest(
                 "The latents contain NaN or infinity; nothing can be decoded from them", parameter="tensor"
             )
-        return Unpacked(ready, layout, tuple(latents.shape), plan)
+        return Unpacked(ready, layout, tuple(latents.shape), plan, self.group_limit(tuple(ready.shape), plan))
 
     def prepare(self, request: EncodeRequest) -> Prepared:
         """The pixels of a request as the encoder takes them, in `encode_dtype`. Raises BadRequest naming the parameter."""

@@ -232,9 +232,8 @@ class Endpoints:
                 )
             if model := getattr(request.state, "model", ""):
                 response.headers["x-vae-model"] = model
-            if (
-                sent != request_id
-            ):  # a proxy that numbers requests, as Serve's does, puts its number on the answer itself
+            # A proxy that numbers requests, as Serve's does, puts its number on the answer itself.
+            if sent != request_id:
                 response.headers["x-request-id"] = request_id
             return response
 

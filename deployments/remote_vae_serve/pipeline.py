@@ -54,7 +54,7 @@ class Pipeline:
         self._unpackers = ThreadPoolExecutor(UNPACKERS, thread_name_prefix="unpack")
         self._device = Device(engine.on_device)
         self._decodes, self._encodes = Pace(), Pace()
-        self._familiar: set[tuple[int, ...]] = set()
+        self._familiar: set[tuple[tuple[int, ...], int | None, int | None]] = set()
         self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="write")
 
     async def answer(self, request: Request) -> Result:
@@ -82,7 +82,7 @@ class Pipeline:
             leave,
             self._decodes,
             group=(shape[1:], plan),
-            limit=self._engine.group_limit(shape, plan),
+            limit=unpacked.group_limit,
             give_up=_give_up(request, received),
         )
         (copy, decoded), began, ended = await self._run(job)
@@ -118,7 +118,7 @@ class Pipeline:
         return self._device.wait_s() > max(BUSY_S, BUSY_FACTOR * own_s)
 
     async def _unpack(self, request: DecodeRequest) -> Unpacked:
-        shape = request.latents.shape
+        shape = (request.latents.shape, request.height, request.width)  # packed latents of one shape are many pictures
         if shape in self._familiar and request.latents.data.nbytes <= INLINE:
             return self._engine.unpack(request)
         unpacked = await _on(self._unpackers, self._engine.unpack, request)

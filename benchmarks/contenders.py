@@ -17,18 +17,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from benchmarks import bare_serve
+from remote_vae_serve.cli import FAST
+
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 from local_server import LocalServer, free_port  # noqa: E402
 
 THREADS = 1
 """Of torch, for everybody: with more, on a machine of few cores, it is OpenMP's spinning against the client that is measured."""
-HAPROXY = {
-    "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "0",
-    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
-}
-"""As `remote-vae-serve run --haproxy` sets them, but for the last, which only lets it stop soon."""
+HAPROXY = FAST | {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1"}
+"""As `remote-vae-serve run --fast` sets them, but for the last, which only lets it stop soon."""
 
 
 class Ours:
@@ -36,7 +35,7 @@ class Ours:
 
     Args:
         models: name to the `args` of `remote_vae_serve.app:vae`; `replicas` among them is Serve's `num_replicas`.
-        haproxy: with the flags of `--haproxy`, or none.
+        haproxy: with the flags of `--fast`, or none.
         environment: more of it, such as flags that are tried.
         more: applications besides.
     """
@@ -85,6 +84,11 @@ class Ours:
 
     def ingress(self, model: str) -> str:
         return f"{self.server.url}/{model}"
+
+    @property
+    def bare(self) -> str:
+        """Of an application of `bare_serve`, where it is among `more`."""
+        return self.server.url + bare_serve.PATH
 
     def processes(self) -> list[int]:
         return self.server.processes()

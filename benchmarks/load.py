@@ -42,6 +42,7 @@ class Load:
         count: end after so many requests, for seconds at most.
         headers: sent with each.
         warm_up: requests of each client before anything counts.
+        with_requests: one client that is the library `requests`, with what it takes itself: as diffusers' users have it.
     """
 
     url: str
@@ -52,6 +53,7 @@ class Load:
     count: int | None = None
     headers: dict[str, str] = field(default_factory=dict)
     warm_up: int = 3
+    with_requests: bool = False
 
     def run(self) -> Answers:
         """In a process of its own. Raises RuntimeError where that fails."""
@@ -255,10 +257,31 @@ async def run(load: Load) -> Answers:
     return Answers(latencies, dict(statuses), wall, began, cpu, medians, first)
 
 
+def run_with_requests(load: Load) -> Answers:
+    """One request after the other."""
+    import requests
+
+    body = Path(load.body).read_bytes()
+    statuses: Counter[str] = Counter()
+    latencies: list[float] = []
+    with requests.Session() as session:
+        for _ in range(load.warm_up):
+            first = session.post(load.url, data=body, headers=load.headers).content
+        began, cpu = time.perf_counter(), time.process_time()
+        while (at := time.perf_counter()) - began < load.seconds:
+            answer = session.post(load.url, data=body, headers=load.headers)
+            statuses[str(answer.status_code)] += 1
+            if answer.ok:
+                latencies.append((time.perf_counter() - at) * 1000)
+        wall, cpu = time.perf_counter() - began, time.process_time() - cpu
+    return Answers(latencies, dict(statuses), wall, began, cpu, {}, base64.b64encode(first).decode())
+
+
 def main() -> None:
     import uvloop
 
-    answers = uvloop.run(run(Load(**json.load(sys.stdin))))
+    load = Load(**json.load(sys.stdin))
+    answers = run_with_requests(load) if load.with_requests else uvloop.run(run(load))
     Path(sys.argv[1]).write_text(json.dumps(asdict(answers)))
 
 

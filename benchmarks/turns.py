@@ -16,6 +16,8 @@ import numpy as np
 from benchmarks.findings import Figure, figure
 from benchmarks.load import Answers, Load
 
+REQUESTS = 0
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -60,6 +62,7 @@ class Turns:
     Args:
         contenders: name to URL.
         seconds: of a turn; the settings' if None.
+        with_requests: by one client more, which is the library `requests`; it counts as `REQUESTS` clients.
     """
 
     def __init__(
@@ -69,7 +72,9 @@ class Turns:
         settings: Settings,
         clients: Sequence[int] = (1, 8),
         seconds: float | None = None,
+        with_requests: bool = False,
     ) -> None:
+        clients = [*clients, REQUESTS] if with_requests else clients
         self._answers: dict[tuple[str, int], list[Answers]] = {}
         with tempfile.TemporaryDirectory() as folder:
             body = request.written(Path(folder))
@@ -78,7 +83,8 @@ class Turns:
                     for name, url in contenders.items():
                         # LitServe's type of body; ours asks for nothing, and the others do not look.
                         headers = {"content-type": "application/octet-stream" if "itServe" in name else "tensor/binary"}
-                        load = Load(f"{url}?{request.query}", body, many, seconds or settings.seconds, headers=headers)
+                        load = Load(f"{url}?{request.query}", body, many, seconds or settings.seconds, headers=headers,
+                                    with_requests=many == REQUESTS)  # fmt: skip
                         answers = load.run()
                         if not answers.latencies_ms:
                             raise RuntimeError(f"{name} gave no answer to {url}: {answers.statuses}")
@@ -86,7 +92,7 @@ class Turns:
                         print(f"    {name}, {many}: p50 {answers.p50:.2f} ms, {answers.rate:.1f}/s", file=sys.stderr)
 
     def p50(self, name: str, clients: int) -> Figure:
-        what = f"p50, {clients} client{'s' * (clients > 1)}"
+        what = "p50, by requests" if clients == REQUESTS else f"p50, {clients} client{'s' * (clients > 1)}"
         return figure(name, what, "ms", [one.p50 for one in self._answers[name, clients]])
 
     def rate(self, name: str, clients: int) -> Figure:
@@ -96,7 +102,7 @@ class Turns:
     def figures(self) -> list[Figure]:
         """p50 of one client, rate of many."""
         keys = sorted(self._answers, key=lambda key: key[1])
-        return [self.p50(*key) if key[1] == 1 else self.rate(*key) for key in keys]
+        return [self.rate(*key) if key[1] > 1 else self.p50(*key) for key in keys]
 
     def body(self, name: str) -> bytes:
         """One answer of theirs."""
@@ -114,5 +120,6 @@ class Turns:
                 notes.append(f"{name}, {clients} client(s): of {whole:.2f} ms {said}; around it {rest:.2f}.")
             if failed := sum(one.failed for one in answers):
                 notes.append(f"{name}, {clients} client(s): {failed} requests FAILED ({answers[-1].statuses}).")
-        busiest = max(one.client_s / one.wall_s for answers in self._answers.values() for one in answers)
+        ours = [answers for (_, clients), answers in self._answers.items() if clients != REQUESTS]
+        busiest = max(one.client_s / one.wall_s for answers in ours for one in answers)
         return [*notes, f"The client itself took {busiest:.0%} of a core at most."]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from benchmarks import bare_serve
 from benchmarks.contenders import Ours, Peer, bare_loop
 from benchmarks.findings import Finding, Goal, figure
 from benchmarks.turns import Request, Settings, Turns
@@ -19,6 +20,7 @@ Run = Callable[[Ours, Settings], Finding]
 
 DIRECT, INGRESS = "ours, direct door", "ours, ingress"
 BARE, FASTAPI, LITSERVE, LOOP = "bare uvicorn", "FastAPI", "LitServe", "bare loop"
+SERVE = "bare Ray Serve"
 SMALL = Request((1, 4, 64, 64), {"output_type": "pt", "partial_postprocess": "True"})
 LARGE = Request((1, 4, 256, 512), {"output_type": "pt", "partial_postprocess": "True"})
 PICTURE = (1, 4, 128, 128)
@@ -52,7 +54,8 @@ def serving_alone(ours: Ours, settings: Settings) -> Finding:
     with ExitStack() as stack:
         peers = {name: stack.enter_context(Peer(which, job)).url
                  for name, which in ((BARE, "bare"), (FASTAPI, "fastapi"), (LITSERVE, "litserve"))}  # fmt: skip
-        turns = Turns({DIRECT: ours.direct("instant"), **peers}, SMALL, settings)
+        contenders = {DIRECT: ours.direct("instant"), SERVE: ours.bare, **peers}
+        turns = Turns(contenders, SMALL, settings, with_requests=True)
     goals = (
         Goal.of("p50 of one client, of bare uvicorn's", turns.p50(DIRECT, 1), turns.p50(BARE, 1), 6),
         Goal.of("rate of 8 clients, of LitServe's", turns.rate(DIRECT, 8), turns.rate(LITSERVE, 8), 1.7, at_least=True),
@@ -66,8 +69,13 @@ def through_the_ingress(number: str, how: str, limit: float) -> Run:
     def run(ours: Ours, settings: Settings) -> Finding:
         job = {"pixels": [320, 320], "seconds": 0, "output": "raw", "shape": list(SMALL.shape)}
         with Peer("bare", job) as bare:
-            contenders = {INGRESS: ours.ingress("instant"), DIRECT: ours.direct("instant"), BARE: bare.url}
-            turns = Turns(contenders, SMALL, settings)
+            contenders = {
+                INGRESS: ours.ingress("instant"),
+                DIRECT: ours.direct("instant"),
+                SERVE: ours.bare,
+                BARE: bare.url,
+            }
+            turns = Turns(contenders, SMALL, settings, with_requests=True)
         goal = Goal.of("p50 of one client, of bare uvicorn's", turns.p50(INGRESS, 1), turns.p50(BARE, 1), limit)
         return Finding(
             number, f"The same through the ingress, {how}", tuple(turns.figures()), (goal,), tuple(turns.notes())
@@ -79,7 +87,7 @@ def through_the_ingress(number: str, how: str, limit: float) -> Run:
 def large(ours: Ours, settings: Settings) -> Finding:
     job = {"pixels": [2048, 2048], "seconds": 0, "output": "raw", "shape": list(LARGE.shape)}
     with Peer("bare", job) as bare, Peer("fastapi", job) as fastapi:
-        contenders = {DIRECT: ours.direct("large"), BARE: bare.url, FASTAPI: fastapi.url}
+        contenders = {DIRECT: ours.direct("large"), SERVE: ours.bare, BARE: bare.url, FASTAPI: fastapi.url}
         turns = Turns(contenders, LARGE, settings)
     goal = Goal.of("p50 of one client, of bare uvicorn's", turns.p50(DIRECT, 1), turns.p50(BARE, 1), 1.4)
     title = "2 MiB in, 12 MiB out; direct door, HAProxy"
@@ -156,11 +164,12 @@ def _same_picture(*files: bytes) -> str:
     return f"{verdict} (mean difference {apart:.3f} of 255 at most; {sizes} kB)."
 
 
+BARE_SMALL = bare_serve.application(320 * 320 * 3)
 HTTP_WORKS = (
-    Work("1", True, {"instant": fake((320, 320))}, serving_alone),
-    Work("2a", True, {"instant": fake((320, 320))}, through_the_ingress("2a", "HAProxy", 30)),
-    Work("3", True, {"large": fake((2048, 2048))}, large),
+    Work("1", True, {"instant": fake((320, 320))}, serving_alone, (BARE_SMALL,)),
+    Work("2a", True, {"instant": fake((320, 320))}, through_the_ingress("2a", "HAProxy", 30), (BARE_SMALL,)),
+    Work("3", True, {"large": fake((2048, 2048))}, large, (bare_serve.application(2048 * 2048 * 3),)),
     Work("4", True, {"device": fake((1024, 1024), decode_s=DEVICE_S)}, busy_device("4", "jpg")),
     Work("5", True, {"device": fake((1024, 1024), decode_s=DEVICE_S)}, busy_device("5", "png")),
-    Work("2b", False, {"instant": fake((320, 320))}, through_the_ingress("2b", "no flag", 60)),
+    Work("2b", False, {"instant": fake((320, 320))}, through_the_ingress("2b", "no flag", 60), (BARE_SMALL,)),
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -139,10 +139,23 @@ def to_numpy(raw: RawTensor) -> npt.NDArray[Any]:
 
 def to_torch(raw: RawTensor) -> torch.Tensor:
     """The tensor as a torch tensor on the host, sharing memory where it is writable (plasma's is not: a copy there)."""
+    return view_as_torch(raw if raw.data.flags.writeable else replace(raw, data=raw.data.copy()))
+
+
+def view_as_torch(raw: RawTensor) -> torch.Tensor:
+    """As `to_torch`, for who only reads it: of read-only memory too there is no copy. Never write to it."""
     import torch
 
-    data = raw.data if raw.data.flags.writeable else raw.data.copy()
+    data = np.asarray(_Writable(raw.data)) if not raw.data.flags.writeable else raw.data
     # torch cannot view an odd address as a wider type; a slice of a reply's buffer may be one.
     if data.ctypes.data % ITEM_SIZE[raw.dtype]:
         data = data.copy()
     return torch.from_numpy(data).view(getattr(torch, raw.dtype)).reshape(raw.shape)
+
+
+class _Writable:
+    """An array that says of itself that it may be written to: torch has no read-only tensors, and warns of them."""
+
+    def __init__(self, data: npt.NDArray[np.uint8]) -> None:
+        self.data = data  # kept alive by whoever looks at it through this
+        self.__array_interface__ = data.__array_interface__ | {"data": (data.ctypes.data, False)}

@@ -4,6 +4,7 @@ every default is written here, once. How Serve runs them (replicas, queues) is S
 from __future__ import annotations
 
 import difflib
+import os
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -42,6 +43,11 @@ class DoorConfig(Arguments):
     @property
     def max_body(self) -> int:
         return int(self.max_body_mib * 2**20)
+
+    @property
+    def has_connections(self) -> bool:
+        """Whether the process that answers has the clients' connections itself, as under `run --fast`, or Serve's proxy."""
+        return os.environ.get("RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD") == "0"
 
 
 class IngressConfig(DoorConfig):

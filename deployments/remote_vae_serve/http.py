@@ -6,6 +6,7 @@ Knows no Ray and no torch. Whatever goes wrong is answered with the JSON of `rem
 from __future__ import annotations
 
 import asyncio
+import copyreg
 import logging
 import re
 import uuid
@@ -42,6 +43,8 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 EVERY = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 RESERVED = frozenset({"health", "models", "openapi.json"})
 """Names that are paths of this app, so that no model can have them."""
+Piece = Callable[[memoryview], bytes | memoryview]
+"""`bytes`, or `as_it_is` where this process has the connection and no copy is needed."""
 STREAMED = 8 * 2**20
 SLICE = 2**20
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -68,7 +71,11 @@ class Models(Protocol):
 
 
 def create_app(
-    models: Models, max_body: int, deadline_s: float, hosts: Mapping[str, str] = MappingProxyType({})
+    models: Models,
+    max_body: int,
+    deadline_s: float,
+    hosts: Mapping[str, str] = MappingProxyType({}),
+    piece: Piece = bytes,
 ) -> Starlette:
     """The app.
 
@@ -76,8 +83,9 @@ def create_app(
         max_body: largest request body in bytes.
         deadline_s: seconds after which a request is answered with a 504; sooner where its client says so.
         hosts: Host name, without port, to model: what a POST to `/` means.
+        piece: how a piece of a reply is handed to the server below.
     """
-    to = Endpoints(models, max_body, deadline_s, hosts=hosts)
+    to = Endpoints(models, max_body, deadline_s, hosts=hosts, piece=piece)
     return _app(
         to,
         Route("/", to.guarded(to.by_host), methods=EVERY),
@@ -91,9 +99,9 @@ def create_app(
     )
 
 
-def create_model_app(name: str, models: Models, max_body: int, deadline_s: float) -> ASGIApp:
+def create_model_app(name: str, models: Models, max_body: int, deadline_s: float, piece: Piece = bytes) -> ASGIApp:
     """The same for the model `name` alone, to be hung at its own path: the direct door."""
-    to = Endpoints(models, max_body, deadline_s, only=name)
+    to = Endpoints(models, max_body, deadline_s, only=name, piece=piece)
     app = _app(
         to,
         *to.route("/health", to.health, "GET"),
@@ -131,7 +139,9 @@ class Endpoints:
         deadline_s: float,
         hosts: Mapping[str, str] = MappingProxyType({}),
         only: str = "",
+        piece: Piece = bytes,
     ) -> None:
+        self._piece = piece
         self._models = models
         self._only = only
         self._max_body = max_body
@@ -195,7 +205,7 @@ class Endpoints:
 
         read, result = await asyncio.wait_for(read_and_answer(), give_up - now())
         headers, body = result.to_http(read.reply)
-        return _response(headers, memoryview(body))
+        return _response(headers, memoryview(body), self._piece)
 
     def _name(self, request: Request) -> str:
         """The model that a path means; where it names none, the one that lives at this door."""
@@ -291,16 +301,30 @@ async def _gone(request: Request) -> None:
         await asyncio.sleep(0)
 
 
-def _response(headers: dict[str, str], body: memoryview) -> Response:
-    """A large body goes in slices, so that it is never there twice, and a reader that stalls stalls us."""
+def _response(headers: dict[str, str], body: memoryview, piece: Piece) -> Response:
+    """A large body goes in pieces, so that it is never there twice, and a reader that stalls stalls us."""
     if len(body) <= STREAMED:
-        return Response(bytes(body), headers=headers)
-    slices = (bytes(body[start : start + SLICE]) for start in range(0, len(body), SLICE))
-    return StreamingResponse(_each(slices), headers={**headers, "content-length": str(len(body))})
+        return Response(piece(body), headers=headers)
+    pieces = (piece(body[start : start + SLICE]) for start in range(0, len(body), SLICE))
+    return StreamingResponse(_each(pieces), headers={**headers, "content-length": str(len(body))})
 
 
-async def _each(slices: Iterable[bytes]) -> AsyncIterator[bytes]:
-    for one in slices:  # an iterator that is not async would be run in a thread, slice by slice
+def as_it_is(view: memoryview) -> memoryview:
+    """The other `Piece`."""
+    return view
+
+
+def _pickled(view: memoryview) -> tuple[Any, ...]:
+    """While a model has no replica, a request meant for one goes through Serve's proxy all the same, and what is answered
+    is pickled; views do not pickle by themselves."""
+    return bytes, (bytes(view),)
+
+
+copyreg.pickle(memoryview, _pickled)
+
+
+async def _each(pieces: Iterable[bytes | memoryview]) -> AsyncIterator[bytes | memoryview]:
+    for one in pieces:  # an iterator that is not async would be run in a thread, piece by piece
         yield one
         await asyncio.sleep(0)  # uvicorn takes what nobody reads any more without a pause: nobody could say so
 

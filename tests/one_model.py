@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,11 @@ from in_process import InProcess, diffusers_engine, pipeline_of
 from remote_vae.decoding import DecodeRequest, Output
 from remote_vae.tensors import from_array, to_torch
 from remote_vae.wire import Result
+from remote_vae_serve.device import Job
 from remote_vae_serve.forecast import LiveBytes
 from remote_vae_serve.http import create_app
+
+WAIT_S = 10.0
 
 
 class OneModel:
@@ -50,6 +56,29 @@ class OneModel:
     def post(self, z: torch.Tensor, output: Output = Output.PT) -> Any:
         query, headers, body = DecodeRequest(from_array(z), output=output).to_http()
         return self._client.post("/model", params=query, headers=headers, content=bytes(body))
+
+    def together(self, latents: Sequence[torch.Tensor], output: Output = Output.PT) -> list[Any]:
+        """Results or errors of requests that ran as one batch: the device is held until all of them wait for it."""
+        device, held, go = self.pipeline._device, threading.Event(), threading.Event()
+
+        def hold(batch: torch.Tensor) -> tuple[torch.Tensor, None]:
+            held.set()
+            assert go.wait(WAIT_S)
+            return batch, None
+
+        async def ask() -> list[Any]:
+            tasks = [
+                asyncio.create_task(self.pipeline.decode(DecodeRequest(from_array(z), output=output))) for z in latents
+            ]
+            while len(device._waiting) < len(tasks):
+                assert not any(task.done() for task in tasks)
+                await asyncio.sleep(0.005)
+            go.set()
+            return await asyncio.gather(*tasks, return_exceptions=True)
+
+        device.submit(Job(torch.zeros(1), hold, lambda part, _: None))
+        assert held.wait(WAIT_S)
+        return asyncio.run(ask())
 
     def decode(self, z: torch.Tensor) -> tuple[torch.Tensor, str]:
         """The pixels, and what they were computed in."""

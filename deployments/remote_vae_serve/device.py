@@ -32,6 +32,7 @@ class Job:
     Attributes:
         batch: what goes in, `[B, ...]`, on the host.
         run: what to do with it.
+        run_together: what to do with a batch of several jobs, where it is something else.
         finish: what leaves the device of its own part of the output, given the note; runs there.
         pace: how long such work takes.
         group: jobs of equal groups may run as one batch; None runs alone.
@@ -47,6 +48,7 @@ class Job:
     group: Hashable = None
     limit: int = 1
     give_up: float | None = None
+    run_together: Run | None = None
     done: Future[tuple[Any, float, float]] = field(default_factory=Future)
 
 
@@ -131,7 +133,8 @@ class Device:
         self._running = began, group[0].pace.predict(values)
         try:
             batch = torch.cat([job.batch for job in group]) if len(group) > 1 else group[0].batch
-            output, note = group[0].run(batch)
+            run = group[0].run if len(group) == 1 else group[0].run_together or group[0].run
+            output, note = run(batch)
             parts = torch.split(output, [len(job.batch) for job in group]) if len(group) > 1 else (output,)
         except BaseException as error:
             if len(group) == 1:

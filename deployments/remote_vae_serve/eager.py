@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
+import logging
 import math
 import os
 import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import diffusers
@@ -18,15 +19,18 @@ from remote_vae.errors import BadRequest, ModelFailed, RemoteVAEError, Unavailab
 from remote_vae_serve import weights
 from remote_vae_serve.budget import GIB, budget
 from remote_vae_serve.config import VAEConfig
-from remote_vae_serve.engine import Decoded, Engine
+from remote_vae_serve.engine import Decoded, Encoded, Engine, NotTogether
 from remote_vae_serve.families import Size
+from remote_vae_serve.finite import is_finite
 from remote_vae_serve.forecast import Forecast, on_meta
 from remote_vae_serve.model_config import filled_in, latent_space
+from remote_vae_serve.out_of_memory import is_out_of_memory, load_reason
 from remote_vae_serve.tiling import WHOLE, Plan, plans, view
+from remote_vae_serve.work import IN_WORDS, Work, one_by_one, run_of
+
+logger = logging.getLogger("ray.serve")
 
 MAX_GROUP = 8
-OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "status_alloc_failed")
-"""In the words of the CPU's allocator and of CUDA's libraries (CUBLAS_STATUS_ALLOC_FAILED), which raise a plain RuntimeError."""
 
 
 class EagerEngine(Engine):
@@ -42,6 +46,7 @@ class EagerEngine(Engine):
         self._models: dict[torch.dtype, Any] = {}
         self._forecasts: dict[torch.dtype, Forecast] = {}
         self._forecasting = threading.Lock()
+        self._distribution: type[Any] | None = None
         self.device = device
 
     def load(self) -> None:
@@ -53,6 +58,11 @@ class EagerEngine(Engine):
         safe = self.space.family.safe_encode_dtype(self.space, self.device)
         self.encode_dtype = self._resolve(self._config.encode_dtype, safe)
         self._budget = budget(self._config, self.device)
+        if self.device == "cpu" and self._config.memory == "auto":
+            logger.info(
+                "%s may take %s, nearly all that is free on this host now; where replicas share it, give each its own `memory`",
+                self._config.source, _gib(self._budget),
+            )  # fmt: skip
         if self.free <= 0:
             raise ModelFailed(
                 f"{self._config.source} takes {_gib(self.forecast(self.dtype).weights)} for its weights alone, and `memory` "
@@ -112,7 +122,7 @@ class EagerEngine(Engine):
         with self._forecasting:
             if dtype not in self._forecasts:
                 graph = on_meta(getattr(diffusers, self.space.class_name), self.model_config, dtype)
-                self._forecasts[dtype] = Forecast(graph, self.space.family.tile, self.space.ratio)
+                self._forecasts[dtype] = Forecast(graph, self.space.family.tile, self.space.ratio, self.dtype)
             return self._forecasts[dtype]
 
     @property
@@ -126,143 +136,183 @@ class EagerEngine(Engine):
         return self._budget - sum(self.forecast(one).weights for one in {dtype, *tuple(self._models)})
 
     def plan_decode(self, shape: tuple[int, ...]) -> Plan:
-        return self._plan(shape, self.dtype)
+        return self._plan("decode", shape, self.dtype)
 
-    def _plan(self, shape: tuple[int, ...], dtype: torch.dtype, smaller_than: Plan | None = None) -> Plan:
-        """The largest plan that fits. Raises BadRequest."""
-        height, width = (size * self.space.ratio for size in shape[-2:])
-        options = plans(height, width, has_tiling=self.space.family.tile is not None)
-        options = options if smaller_than is None else options[options.index(smaller_than) + 1 :]
-        free, needed = self._free_for(dtype), [0]
+    def plan_encode(self, shape: tuple[int, ...]) -> Plan:
+        return self._plan("encode", shape, self.encode_dtype)
+
+    def _plan(self, work: Work, shape: tuple[int, ...], dtype: torch.dtype, than: Plan | None = None) -> Plan:
+        """The plan that fits and takes most, less `than` another. Raises BadRequest."""
+        height, width = (size * (self.space.ratio if work == "decode" else 1) for size in shape[-2:])
+        family = self.space.family
+        # An encoder's batch is told apart in the last place: where it fits, it stays what diffusers makes of it.
+        has_batches = work == "encode" or family.decodes_batches
+        options = plans(height, width, family.tile is not None, shape[0], has_batches)
+        free, needed = self._free_for(dtype), []
         for plan in options:
-            needed.append(self.forecast(dtype).decode(shape, plan))
-            if needed[-1] <= free:
-                return plan
-        tiled = f", and {_gib(needed[-1])} in the smallest tiles" if len(options) > 1 else ""
+            if than is None or plan.takes_less_than(than):
+                needed.append(self.forecast(dtype).of(work, shape, plan))
+                if needed[-1] <= free:
+                    return plan
+        least = "in the smallest tiles" if options[-1].tile else "one by one"
+        less = f", and {_gib(needed[-1])} {least}" if len(needed) > 1 else ""
         raise BadRequest(
-            f"Decoding latents of shape {list(shape)} takes {_gib(max(needed))} of memory{tiled}; this replica has "
+            f"{IN_WORDS[work]} of shape {list(shape)} takes {_gib(max(needed, default=0))} of memory{less}; this replica has "
             f"{_gib(free)} for it. Send a smaller batch or picture",
             parameter="shape",
         )
 
-    def check_encode(self, shape: tuple[int, ...]) -> None:
-        needed, free = self.forecast(self.encode_dtype).encode(shape), self._free_for(self.encode_dtype)
-        if needed > free:
-            raise BadRequest(
-                f"Encoding pixels of shape {list(shape)} takes {_gib(needed)} of memory; this replica has {_gib(free)} "
-                "for it. Send a smaller batch or picture",
-                parameter="shape",
-            )
-
     def group_limit(self, shape: tuple[int, ...], plan: Plan) -> int:
-        if self._config.batching == "off" or not self.space.family.decodes_batches:
+        # What is done one by one gains nothing from company.
+        if self._config.batching == "off" or not self.space.family.decodes_batches or plan.one_by_one:
             return 1
         one = self.forecast(self.dtype).decode((1, *shape[1:]), plan)
         return max(shape[0], min(MAX_GROUP, self.free // max(one, 1)))
 
     @torch.inference_mode()
     def decode(self, latents: torch.Tensor, plan: Plan = WHOLE) -> Decoded:
+        decoded = self._decode(latents, plan, self.dtype)
+        if is_finite(decoded.pixels):
+            return decoded
+        plan = decoded.plan
+        del decoded  # what follows needs its memory
         if len(latents) == 1:
-            return self._decode_one(latents, plan)
-        together = self._attempt(latents, plan, self.dtype)
-        if together is not None and _is_finite(together.pixels):
-            return together
-        del together  # what follows needs its memory
-        # Whichever is to blame, the others get what they would have got alone.
-        return _joined([self._decode_one(one, plan) for one in torch.split(latents, 1)])
+            return self._decode_in_float32(latents, latents.shape)
+        return self._decode_apart(latents, plan)
 
-    def _decode_one(self, latents: torch.Tensor, plan: Plan) -> Decoded:
-        decoded = self._within_memory(latents, plan, self.dtype)
-        if not _is_finite(decoded.pixels) and self.dtype is not torch.float32:
-            del decoded
+    @torch.inference_mode()
+    def decode_together(self, latents: torch.Tensor, plan: Plan) -> Decoded:
+        pixels = self._attempt("decode", latents, plan, self.dtype)
+        if pixels is None or not is_finite(pixels):
+            raise NotTogether
+        return Decoded(pixels, self.dtype, plan)
+
+    def _decode_apart(self, latents: torch.Tensor, plan: Plan) -> Decoded:
+        """A batch some of which is not finite: whichever it is, the others get what they would have got alone."""
+        dtypes, used = [self.dtype], [plan]
+
+        def one(sample: torch.Tensor) -> torch.Tensor:
+            decoded = self._decode(sample, plan.each, self.dtype)
+            if not is_finite(decoded.pixels):
+                del decoded
+                decoded = self._decode_in_float32(sample, latents.shape)
+            dtypes.append(decoded.dtype)
+            used.append(decoded.plan)
+            return decoded.pixels
+
+        pixels = one_by_one(one, latents)
+        smallest = min(used, key=lambda plan: math.inf if plan.tile is None else plan.tile)
+        return Decoded(pixels, max(dtypes, key=lambda dtype: dtype.itemsize), smallest)
+
+    def _decode_in_float32(self, sample: torch.Tensor, batch: tuple[int, ...]) -> Decoded:
+        """A sample of a batch of that shape, whose pixels so far need room beside it."""
+        if self.dtype is not torch.float32:
             self.happened("float32")
-            decoded = self._within_memory(latents, self._plan(tuple(latents.shape), torch.float32), torch.float32)
-        if not _is_finite(decoded.pixels):
-            raise BadRequest(
-                "The decoder makes NaN or infinity of these latents, in float32 too: are they of this model, and is the "
-                "scaling right?",
-                parameter="tensor",
-            )
-        return decoded
+            plan = self._plan("decode", tuple(batch), torch.float32, WHOLE if batch[0] > 1 else None)
+            decoded = self._decode(sample, plan.each, torch.float32)
+            if is_finite(decoded.pixels):
+                return decoded
+        raise BadRequest(
+            "The decoder makes NaN or infinity of these latents, in float32 too: are they of this model, and is the "
+            "scaling right?",
+            parameter="tensor",
+        )
 
-    def _within_memory(self, latents: torch.Tensor, plan: Plan, dtype: torch.dtype) -> Decoded:
-        """Decode by the plan; out of memory, by one that takes less."""
-        while (decoded := self._attempt(latents, plan, dtype)) is None:
+    def _decode(self, latents: torch.Tensor, plan: Plan, dtype: torch.dtype) -> Decoded:
+        pixels, plan = self._within_memory("decode", latents, plan, dtype)
+        return Decoded(pixels, dtype, plan)
+
+    def _within_memory(
+        self, work: Work, batch: torch.Tensor, plan: Plan, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, Plan]:
+        """Work by the plan; out of memory, by one that takes less. With the plan that it was."""
+        while (made := self._attempt(work, batch, plan, dtype)) is None:
             try:
-                plan = self._plan(tuple(latents.shape), dtype, smaller_than=plan)
+                plan = self._plan(work, tuple(batch.shape), dtype, plan)
             except BadRequest:
                 raise Unavailable(
                     "Out of memory, in the smallest tiles too; try again, or send a smaller picture", retry_after=5
                 ) from None
-        return decoded
+        return made, plan
 
-    def _attempt(self, latents: torch.Tensor, plan: Plan, dtype: torch.dtype) -> Decoded | None:
-        """Decode by the plan; None where memory ran out."""
-        if plan != WHOLE:
+    def _attempt(self, work: Work, batch: torch.Tensor, plan: Plan, dtype: torch.dtype) -> torch.Tensor | None:
+        """What is made by the plan; None where memory ran out."""
+        if plan.tile is not None:
             self.happened("tiled")
-        model = view(self._model(dtype), plan, self.space.family.tile, self.space.ratio)
-
-        def run() -> torch.Tensor:
-            pixels: torch.Tensor = model.decode(self._to_device(latents, dtype), return_dict=False)[0]
-            return pixels.to(self.dtype)
-
+        forecast, model = self.forecast(dtype), self._model(dtype)
+        needed = forecast.of(work, tuple(batch.shape), plan)
+        self.make_room(self._free_for(dtype) - needed)
+        seen = view(model, plan, self.space.family.tile, self.space.ratio)
+        run = run_of(work, seen, self.dtype, self._found)
         try:
-            return Decoded(self._measured(tuple(latents.shape), plan, dtype, run), dtype, plan)
+            with self._measured(forecast, needed):
+                given = self._to_device(batch, dtype)
+                return one_by_one(run, given) if plan.one_by_one else run(given)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-        self._ran_out(dtype)
-        return None
-
-    def _ran_out(self, dtype: torch.dtype) -> None:
-        """After memory ran out. Outside of `except`: until its end the traceback keeps the tensors of the failed run alive."""
+        # Outside of `except`: until its end the traceback keeps the tensors of the failed run alive.
         self.happened("out_of_memory")
-        self.forecast(dtype).learn_of_failure()
+        forecast.learn_of_failure()
         gc.collect()
         if self.device == "cuda":
             torch.cuda.empty_cache()
+        return None
 
-    def _measured(
-        self, shape: tuple[int, ...], plan: Plan, dtype: torch.dtype, run: Callable[[], torch.Tensor]
-    ) -> torch.Tensor:
-        """What `run` gives. On a GPU the forecast learns from what it took, and from what it could not have."""
+    @contextmanager
+    def _measured(self, forecast: Forecast, predicted: int) -> Iterator[None]:
+        """On a GPU the forecast learns from what work took, and from what it could not have."""
         if self.device != "cuda":
-            return run()
+            yield
+            return
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         try:
-            return run()
+            yield
         finally:
-            predicted = self.forecast(dtype).decode(shape, plan)
-            self.forecast(dtype).learn(predicted, torch.cuda.max_memory_allocated() - before)
+            forecast.learn(predicted, torch.cuda.max_memory_allocated() - before)
 
     def _to_device(self, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         if self.device == "cpu":
             return tensor.to(dtype)
         return tensor.pin_memory().to(self.device, dtype, non_blocking=True)
 
-    @torch.inference_mode()
     def encode(
         self, pixels: torch.Tensor, mode: SampleMode = SampleMode.SAMPLE, generator: torch.Generator | None = None
     ) -> torch.Tensor:
-        try:
-            return self._encode(pixels, mode, generator)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-        self._ran_out(self.encode_dtype)
-        raise Unavailable("Out of memory; try again, or send a smaller batch or picture", retry_after=5)
+        return self.encode_by(self.plan_encode(tuple(pixels.shape)), pixels, mode, generator).latents
 
-    def _encode(self, pixels: torch.Tensor, mode: SampleMode, generator: torch.Generator | None) -> torch.Tensor:
-        encoded = self._model(self.encode_dtype).encode(self._to_device(pixels, self.encode_dtype))
-        latents: torch.Tensor
-        if not self.space.family.has_distribution:
-            latents = encoded.latents
-        elif mode is SampleMode.SAMPLE:
-            latents = encoded.latent_dist.sample(generator)
-        else:
-            latents = encoded.latent_dist.mode() if mode is SampleMode.ARGMAX else encoded.latent_dist.parameters
-        return latents
+    @torch.inference_mode()
+    def encode_by(
+        self, plan: Plan, pixels: torch.Tensor, mode: SampleMode, generator: torch.Generator | None = None
+    ) -> Encoded:
+        seeded = None if generator is None else generator.get_state()
+        encoded = self._encode(pixels, plan, self.encode_dtype, mode, generator)
+        if not is_finite(encoded.latents) and self.encode_dtype is not torch.float32:
+            del encoded  # what follows needs its memory
+            self.happened("float32")
+            if generator is not None and seeded is not None:
+                generator.set_state(seeded)
+            plan = self._plan("encode", tuple(pixels.shape), torch.float32)
+            encoded = self._encode(pixels, plan, torch.float32, mode, generator)
+        if not is_finite(encoded.latents):
+            raise BadRequest(
+                "The encoder makes NaN or infinity of this picture, in float32 too: are its pixels from -1 to 1?",
+                parameter="image",
+            )
+        return encoded
+
+    def _found(self, distribution: type[Any]) -> None:
+        self._distribution = distribution
+
+    def _encode(
+        self, pixels: torch.Tensor, plan: Plan, dtype: torch.dtype, mode: SampleMode, generator: torch.Generator | None
+    ) -> Encoded:
+        latents, plan = self._within_memory("encode", pixels, plan, dtype)
+        if self._distribution is not None and mode is not SampleMode.MOMENTS:
+            distribution = self._distribution(latents)
+            latents = distribution.sample(generator) if mode is SampleMode.SAMPLE else distribution.mode()
+        return Encoded(latents, dtype, plan)
 
     @property
     def encodes(self) -> Literal["moments", "latents"] | None:
@@ -273,33 +323,5 @@ class EagerEngine(Engine):
         return self._weights.revision
 
 
-def _joined(decoded: list[Decoded]) -> Decoded:
-    """One batch of what was decoded one by one: said to be computed in the widest dtype and the smallest tiles of them."""
-    dtype = max((one.dtype for one in decoded), key=lambda one: one.itemsize)
-    plan = min((one.plan for one in decoded), key=lambda one: math.inf if one.tile is None else one.tile)
-    return Decoded(torch.cat([one.pixels for one in decoded]), dtype, plan)
-
-
-def _is_finite(pixels: torch.Tensor) -> bool:
-    """One pass over the pixels, one number to the host: least and greatest are NaN where anything is."""
-    least, greatest = torch.aminmax(pixels)
-    return bool(torch.isfinite(least) & torch.isfinite(greatest))
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out, in the words of any allocator."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
-        words in str(error).lower() for words in OUT_OF_MEMORY
-    )
-
-
 def _gib(count: int) -> str:
     return f"{count / GIB:.2f} GiB"
-
-
-def load_reason(error: Exception, device: str) -> str:
-    """Why weights that are here could not be loaded, in words."""
-    text = " ".join(str(error).split())
-    if is_out_of_memory(error):
-        return f"out of memory on {device}: {text[:200] or 'the weights do not fit'}; give it more, or a smaller dtype"
-    return f"{type(error).__name__}: {text[:500]}"

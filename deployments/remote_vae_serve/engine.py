@@ -16,9 +16,10 @@ import torch
 from remote_vae.decoding import DecodeRequest, Output
 from remote_vae.encoding import EncodeRequest, SampleMode
 from remote_vae.errors import BadRequest
-from remote_vae.tensors import to_torch
+from remote_vae.tensors import view_as_torch
 from remote_vae_serve import codecs
 from remote_vae_serve.families import ONE_IMAGE, LatentSpace, Layout, Size, scale_and_shift, shift_and_scale
+from remote_vae_serve.finite import is_finite
 from remote_vae_serve.pictures import Prepared, prepare
 from remote_vae_serve.tiling import WHOLE, Plan
 
@@ -40,13 +41,32 @@ class Decoded:
 
     Attributes:
         pixels: `[B, 3, H, W]` or `[B, 3, T, H, W]`, in the engine's dtype.
-        dtype: what it was computed in.
-        plan: whole or in tiles.
+        dtype: what it was computed in; the widest, where samples differ.
+        plan: whole or in tiles; the smallest, where samples differ.
     """
 
     pixels: torch.Tensor
     dtype: torch.dtype
     plan: Plan = WHOLE
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """What an encode gave, on the device.
+
+    Attributes:
+        latents: `[B, C, h, w]` or `[B, C, T, h, w]`, not normalised, or moments with twice the channels; in `dtype`.
+        dtype: what it was computed in.
+        plan: whole or in tiles.
+    """
+
+    latents: torch.Tensor
+    dtype: torch.dtype
+    plan: Plan = WHOLE
+
+
+class NotTogether(Exception):
+    """Samples of several requests cannot be decoded as one batch; each request by itself may be, and says how it was."""
 
 
 class Engine(ABC):
@@ -67,6 +87,9 @@ class Engine(ABC):
     model_config: Mapping[str, Any] = {}
     happened: Callable[[str], None] = staticmethod(lambda event: None)
     """Told of what an operator counts: `tiled`, `float32`, `out_of_memory`."""
+    make_room: Callable[[int], None] = staticmethod(lambda spare: None)
+    """Called before work, with the bytes that it leaves of the budget; returns when what else is held fits in them. Raises
+    Unavailable."""
 
     @abstractmethod
     def load(self) -> None:
@@ -80,8 +103,10 @@ class Engine(ABC):
         """
         return WHOLE
 
-    def check_encode(self, shape: tuple[int, ...]) -> None:
-        """Refuse pixels of that shape, `[B, 3, (T,) H, W]`, where they do not fit in memory. Raises BadRequest."""
+    def plan_encode(self, shape: tuple[int, ...]) -> Plan:
+        """How pixels of that shape, `[B, 3, (T,) H, W]`, are encoded within the memory there is. Raises BadRequest as
+        `plan_decode`."""
+        return WHOLE
 
     def group_limit(self, shape: tuple[int, ...], plan: Plan) -> int:
         """Largest batch that latents of that shape may be decoded in, together with others of it."""
@@ -96,6 +121,14 @@ class Engine(ABC):
             Unavailable: out of memory, in the smallest tiles too.
         """
 
+    def decode_together(self, latents: torch.Tensor, plan: Plan) -> Decoded:
+        """Decode samples of several requests at once: all as it was planned, or none.
+
+        Raises:
+            NotTogether: one of them made NaN or infinity, or memory ran out.
+        """
+        return self.decode(latents, plan)
+
     @abstractmethod
     def encode(
         self, pixels: torch.Tensor, mode: SampleMode = SampleMode.SAMPLE, generator: torch.Generator | None = None
@@ -105,6 +138,17 @@ class Engine(ABC):
         Args:
             generator: of the sample, on the CPU; None for chance.
         """
+
+    def encode_by(
+        self, plan: Plan, pixels: torch.Tensor, mode: SampleMode, generator: torch.Generator | None = None
+    ) -> Encoded:
+        """`encode` by a plan, which the result tells with the dtype.
+
+        Raises:
+            BadRequest: the latents are not finite, whatever they are computed in.
+            Unavailable: out of memory, in the smallest tiles too.
+        """
+        return Encoded(self.encode(pixels, mode, generator), self.encode_dtype)
 
     def leave(self, pixels: torch.Tensor, output: Output) -> torch.Tensor:
         """What leaves the device of decoded pixels for an output: see `codecs.leave`."""
@@ -133,7 +177,7 @@ class Engine(ABC):
         Raises:
             BadRequest: naming the parameter.
         """
-        latents = to_torch(request.latents)
+        latents = view_as_torch(request.latents)  # nothing here, and no decoder, writes to its input
         size = Size(request.height, request.width)
         layout = self.space.family.layout_of(latents, self.space, size)
         batch = 1 if layout is ONE_IMAGE else latents.shape[0]
@@ -150,8 +194,8 @@ class Engine(ABC):
             else scale_and_shift(unpacked, scaling.factor, scaling.shift)
         )
         ready = scaled.to(self.dtype)
-        if not bool(torch.isfinite(ready).all()):
-            if bool(torch.isfinite(latents).all()):
+        if not is_finite(ready):
+            if is_finite(latents):
                 name = str(self.dtype).removeprefix("torch.")
                 raise BadRequest(f"The latents leave the range of {name} when they are scaled; look at the factor",
                                  parameter="scaling_factor")  # fmt: skip
@@ -168,8 +212,8 @@ class Engine(ABC):
             raise BadRequest(f"{self.space.class_name} encodes to latents, not to a distribution; use argmax",
                              parameter="sample_mode")  # fmt: skip
         prepared = prepare(request, self.space)
-        self.check_encode(tuple(prepared.pixels.shape))
-        return replace(prepared, pixels=prepared.pixels.to(self.encode_dtype))
+        plan = self.plan_encode(tuple(prepared.pixels.shape))
+        return replace(prepared, pixels=prepared.pixels.to(self.encode_dtype), plan=plan)
 
     def pack(self, latents: torch.Tensor, prepared: Prepared, request: EncodeRequest) -> torch.Tensor:
         """What the encoder gave, in the convention that the request asks for: `[B, C, h, w]` or `[B, C, T, h, w]`."""

@@ -1,8 +1,8 @@
 """`Forecast`: the memory that a decode or an encode will take, from the model's own graph.
 
 The graph is run on torch's meta device, where tensors have shapes and no values: what is alive at each step is counted exactly,
-for every family alike, tiling included, in some 40 ms for a Stable Diffusion decoder of any size. Of tiles of one shape only the
-first is run.
+for every family alike, tiling included, in some 40 ms for a Stable Diffusion decoder of any size. Of tiles of one shape, and of
+samples that are worked on one by one, only the first is run.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import math
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import lru_cache
+from contextlib import contextmanager, nullcontext
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -21,7 +21,10 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from remote_vae_serve.tiling import Plan, view
+from remote_vae.decoding import Output
+from remote_vae_serve.codecs import leave
+from remote_vae_serve.tiling import WHOLE, Plan, view
+from remote_vae_serve.work import PART, Work, run_of
 
 logger = logging.getLogger("ray.serve")
 
@@ -42,17 +45,21 @@ class Forecast:
         model: of the class and the dtype in question, on the meta device.
         tile: how to turn its tiling on.
         ratio: pixels along an edge for each latent.
+        pixels: the dtype that what it decodes is wanted in; None for its own.
     """
 
-    def __init__(self, model: Any, tile: Callable[[Any, int, int], None] | None, ratio: int) -> None:
+    def __init__(
+        self, model: Any, tile: Callable[[Any, int, int], None] | None, ratio: int, pixels: torch.dtype | None = None
+    ) -> None:
         self._model = model
         self._tile = tile
         self._ratio = ratio
         self._running, self._learning = threading.Lock(), threading.Lock()
         self._excess = 1.0
         self._dtype = next(model.parameters()).dtype
-        self._decode = lru_cache(1024)(self._run_decode)
-        self._encode = lru_cache(1024)(self._run_encode)
+        self._pixels = pixels or self._dtype
+        self._decode = lru_cache(1024)(partial(self._run, "decode"))
+        self._encode = lru_cache(1024)(partial(self._run, "encode"))
 
     @property
     def weights(self) -> int:
@@ -60,12 +67,17 @@ class Forecast:
         return int(sum(parameter.nbytes for parameter in self._model.parameters()))
 
     def decode(self, shape: tuple[int, ...], plan: Plan) -> int:
-        """Bytes at the peak of decoding latents of that shape, `[B, C, (T,) h, w]`, theirs included; 0 where nothing is known."""
+        """Bytes at the peak of decoding latents of that shape, `[B, C, (T,) h, w]`, theirs included, and of bringing the pixels
+        into the form that leaves the device; 0 where nothing is known."""
         return int(self._decode(shape, plan) * self._excess)
 
-    def encode(self, shape: tuple[int, ...]) -> int:
+    def encode(self, shape: tuple[int, ...], plan: Plan = WHOLE) -> int:
         """Bytes at the peak of encoding pixels of that shape, `[B, 3, (T,) H, W]`, theirs included; 0 where nothing is known."""
-        return int(self._encode(shape) * self._excess)
+        return int(self._encode(shape, plan) * self._excess)
+
+    def of(self, work: Work, shape: tuple[int, ...], plan: Plan) -> int:
+        """`decode` or `encode`."""
+        return self.decode(shape, plan) if work == "decode" else self.encode(shape, plan)
 
     def learn(self, predicted: int, taken: int) -> None:
         """Remember that more was taken than predicted: workspaces of convolutions, what an allocator cannot use."""
@@ -80,33 +92,45 @@ class Forecast:
         with self._learning:
             self._excess = max(self._excess, min(MOST_OF_FAILURES, self._excess * FAILURE))
 
-    # The locks are here, not around the caches: what is known already is told while another shape is being counted.
-
-    def _run_encode(self, shape: tuple[int, ...]) -> int:
-        return self._counted(lambda: self._model.encode(self._empty(shape)))
-
-    def _run_decode(self, shape: tuple[int, ...], plan: Plan) -> int:
-        *rest, height, width = shape
-        model = view(self._model, plan, self._tile, self._ratio)
-        if plan.tile is None or model is self._model:
-            return self._counted(lambda: model.decode(self._empty(shape)))
-        tiles = math.prod(math.ceil(edge * self._ratio / plan.tile) for edge in (height, width))
-        edges = _part_of(height, width, MOST_TILES / tiles)
-        with self._running, LiveBytes() as live, _each_tile_once(model, live):
-            _run_on_meta(lambda: model.decode(self._empty((*rest, *edges))))
-        return math.ceil(int(live.peak) * height * width / math.prod(edges))
-
-    def _counted(self, run: Callable[[], object]) -> int:
+    def _run(self, work: Work, shape: tuple[int, ...], plan: Plan) -> int:
         try:
-            with self._running:
-                return peak_bytes(run)
+            return self._count(work, shape, plan)
         except Exception as error:
             # A decoder that looks at values has no forecast; one that latents do not fit will say so itself.
             logger.warning("nothing is known of the memory of %s: %s", type(self._model).__name__, error)
             return 0
 
+    def _count(self, work: Work, shape: tuple[int, ...], plan: Plan) -> int:
+        batch, *middle, height, width = shape
+        model = view(self._model, plan, self._tile, self._ratio)
+        edges, in_tiles = (height, width), False
+        if plan.tile is not None and model is not self._model:
+            step = 1 if work == "decode" else self._ratio  # a part of a picture is one of whole latents
+            tiles = math.prod(math.ceil(edge // step * self._ratio / plan.tile) for edge in edges)
+            edges = _part_of(height // step, width // step, MOST_TILES / tiles)
+            edges = edges[0] * step, edges[1] * step
+            in_tiles = True
+        at_once = 1 if plan.one_by_one else batch
+        given = self._empty((at_once, *middle, *edges))
+        # The lock is here, not around the cache: what is known already is told while another shape is being counted.
+        with self._running, LiveBytes() as live, torch.inference_mode(), _FusedAttention():
+            with _each_tile_once(model, PART[work], live) if in_tiles else nullcontext():
+                made = run_of(work, model, self._pixels)(given)
+            peak = int(given.nbytes + live.peak)
+        if at_once < batch:
+            made = made.new_empty((batch, *made.shape[1:]))
+            peak += made.nbytes + given.nbytes * (batch - 1)
+        if work == "decode":
+            peak = max(peak, made.nbytes + _leaving(made))
+        return math.ceil(peak * height * width / math.prod(edges))
+
     def _empty(self, shape: tuple[int, ...]) -> torch.Tensor:
         return torch.empty(shape, dtype=self._dtype, device="meta")
+
+
+def _leaving(pixels: torch.Tensor) -> int:
+    """Bytes that the largest output takes, made of pixels."""
+    return max(peak_bytes(partial(leave, pixels, output)) for output in (Output.UNIT, Output.UINT8))
 
 
 def _part_of(height: int, width: int, share: float) -> tuple[int, int]:
@@ -120,14 +144,16 @@ def _part_of(height: int, width: int, share: float) -> tuple[int, int]:
 
 
 @contextmanager
-def _each_tile_once(model: Any, live: LiveBytes) -> Iterator[None]:
-    """Run the decoder of a view of a model on the meta device once for each shape of a tile: of the next one it is known.
+def _each_tile_once(model: Any, part: str, live: LiveBytes) -> Iterator[None]:
+    """Run the decoder or the encoder of a view of a model on the meta device once for each shape of a tile: of the next one it is
+    known.
 
     Blending is left out: what it makes, a few rows of pixels, is less than the picture that is put together after it.
 
-    Not for several threads at once: the decoder is the model's own.
+    Not for several threads at once: the part is the model's own.
     """
-    run = model.decoder.forward
+    module = getattr(model, part)
+    run = module.forward
     known: dict[torch.Size, tuple[int, torch.Size, torch.dtype]] = {}
 
     def forward(tile: torch.Tensor) -> torch.Tensor:
@@ -141,11 +167,11 @@ def _each_tile_once(model: Any, live: LiveBytes) -> Iterator[None]:
         return tile.new_empty(shape, dtype=dtype)
 
     model.blend_v = model.blend_h = lambda before, tile, extent: tile
-    model.decoder.forward = forward
+    module.forward = forward
     try:
         yield
     finally:
-        del model.decoder.forward
+        del module.forward
 
 
 def on_meta(model_class: Any, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
@@ -158,14 +184,9 @@ def on_meta(model_class: Any, config: Mapping[str, Any], dtype: torch.dtype) -> 
 
 def peak_bytes(run: Callable[[], object]) -> int:
     """The most bytes of tensors that were alive at once while `run` ran; those it did not make do not count."""
-    with LiveBytes() as live:
-        _run_on_meta(run)
-    return int(live.peak)
-
-
-def _run_on_meta(run: Callable[[], object]) -> None:
-    with torch.inference_mode(), _FusedAttention():
+    with LiveBytes() as live, torch.inference_mode(), _FusedAttention():
         run()
+    return int(live.peak)
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]

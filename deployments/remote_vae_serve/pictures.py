@@ -17,6 +17,8 @@ from remote_vae.encoding import EncodeRequest, Picture, in_rgb
 from remote_vae.errors import BadRequest
 from remote_vae.tensors import RawTensor, to_numpy, to_torch
 from remote_vae_serve.families import LatentSpace
+from remote_vae_serve.finite import is_finite
+from remote_vae_serve.tiling import WHOLE, Plan
 
 MAX_PIXELS = 2**26
 """Of a file's picture: 8192 x 8192. Looked at before a pixel is decoded."""
@@ -30,10 +32,12 @@ class Prepared:
     Attributes:
         pixels: `[B, 3, H, W]`, or `[B, 3, T, H, W]` for a video model.
         frames: how many frames of one video each run of images in the batch is; None where they are images.
+        plan: how they are encoded.
     """
 
     pixels: torch.Tensor
     frames: int | None = None
+    plan: Plan = WHOLE
 
     def unfold(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents of frames that were encoded as images, `[B * T, C, h, w]`, as those of a video, `[B, C, T, h, w]`."""
@@ -89,7 +93,7 @@ def _prepared(pixels: torch.Tensor, space: LatentSpace) -> Prepared:
             f"1, {1 + space.temporal_ratio}, {1 + 2 * space.temporal_ratio}, ...",
             parameter="shape",
         )
-    if not bool(torch.isfinite(pixels).all()):
+    if not is_finite(pixels):
         raise BadRequest("The pixels contain NaN or infinity; nothing can be encoded from them", parameter="tensor")
     if of_videos or pixels.ndim == 4:
         return Prepared(

@@ -25,8 +25,9 @@ from remote_vae.tensors import from_array
 from remote_vae.wire import Provenance, Result
 from remote_vae_serve import codecs
 from remote_vae_serve.device import Device, Job
-from remote_vae_serve.engine import Decoded, Engine, Unpacked
+from remote_vae_serve.engine import Decoded, Encoded, Engine, Unpacked
 from remote_vae_serve.pace import Pace
+from remote_vae_serve.shelf import Shelf
 from remote_vae_serve.tiling import Plan
 from remote_vae_serve.transfer import HostCopy
 
@@ -56,6 +57,8 @@ class Pipeline:
         self._decodes, self._encodes = Pace(), Pace()
         self._familiar: set[tuple[tuple[int, ...], int | None, int | None]] = set()
         self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="write")
+        self._shelf = Shelf()
+        engine.make_room = self._shelf.wait
 
     async def answer(self, request: Request) -> Result:
         """Decode or encode, as the request says. Raises RemoteVAEError for what the client can mend."""
@@ -72,18 +75,20 @@ class Pipeline:
         unpacked = await self._unpack(request)
 
         def leave(pixels: torch.Tensor, decoded: Decoded) -> tuple[HostCopy, Decoded]:
-            copy = HostCopy(self._engine.leave(unpacked.layout.repack(pixels, unpacked.shape), request.output))
-            return copy, replace(decoded, pixels=pixels.new_empty(0))  # a slice of no length would keep them all there
+            left = self._engine.leave(unpacked.layout.repack(pixels, unpacked.shape), request.output)
+            # A slice of no length would keep all of the pixels there.
+            return self._copied(left), replace(decoded, pixels=pixels.new_empty(0))
 
         shape, plan = tuple(unpacked.latents.shape), unpacked.plan
         job = Job(
             unpacked.latents,
-            partial(self._decode, plan=plan),
+            partial(_decode, self._engine.decode, plan),
             leave,
             self._decodes,
             group=(shape[1:], plan),
             limit=unpacked.group_limit,
             give_up=_give_up(request, received),
+            run_together=partial(_decode, self._engine.decode_together, plan),
         )
         (copy, decoded), began, ended = await self._run(job)
         as_it_is = copy.is_here and request.output.media_type == "tensor/binary"
@@ -97,17 +102,19 @@ class Pipeline:
         prepared = await _on(self._unpackers, self._engine.prepare, request)
         generator = None if request.seed is None else torch.Generator("cpu").manual_seed(request.seed)
 
-        def run(pixels: torch.Tensor) -> tuple[torch.Tensor, None]:
-            return self._engine.encode(pixels, request.sample_mode, generator), None
+        def run(pixels: torch.Tensor) -> tuple[torch.Tensor, Encoded]:
+            encoded = self._engine.encode_by(prepared.plan, pixels, request.sample_mode, generator)
+            return encoded.latents, encoded
 
-        def leave(latents: torch.Tensor, _: object) -> HostCopy:
-            return HostCopy(latents)
+        def leave(latents: torch.Tensor, encoded: Encoded) -> tuple[HostCopy, Encoded]:
+            return self._copied(latents), replace(encoded, latents=latents.new_empty(0))
 
         job = Job(prepared.pixels, run, leave, self._encodes, give_up=_give_up(request, received))
-        copy, began, ended = await self._run(job)
+        (copy, encoded), began, ended = await self._run(job)
         raw = from_array(await _on(self._writers, lambda: self._engine.pack(copy.whole(), prepared, request)))
         result = Result("tensor/binary", raw.data, raw.dtype, raw.shape)
-        return self._signed(result, self._engine.encode_dtype, (("queue", received, began), ("encode", began, ended)))
+        stages = ("queue", received, began), ("encode", began, ended)
+        return self._signed(result, encoded.dtype, stages, tiling=str(encoded.plan))
 
     def is_busy_for(self, request: Request) -> bool:
         """Whether the request would wait here for long, by its own measure: another replica may have it at once."""
@@ -131,9 +138,11 @@ class Pipeline:
         for pool in (self._unpackers, self._writers):
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _decode(self, latents: torch.Tensor, plan: Plan) -> tuple[torch.Tensor, Decoded]:
-        decoded = self._engine.decode(latents, plan)
-        return decoded.pixels, decoded
+    def _copied(self, left: torch.Tensor) -> HostCopy:
+        """On its way to the host, and counted until it is gone."""
+        left = left.contiguous()  # or the copy would be of another storage
+        self._shelf.put(left)
+        return HostCopy(left)
 
     async def _run(self, job: Job) -> tuple[Any, float, float]:
         """Cancelled while it waits (its client left), a job never runs: it is its future that is cancelled."""
@@ -149,6 +158,13 @@ class Pipeline:
         timings = tuple((stage, (end - start) * 1000) for stage, start, end in stages)
         name = str(dtype).removeprefix("torch.")
         return replace(result, provenance=Provenance(self._model, self._engine.revision, name, timings, tiling))
+
+
+def _decode(
+    decode: Callable[[torch.Tensor, Plan], Decoded], plan: Plan, latents: torch.Tensor
+) -> tuple[torch.Tensor, Decoded]:
+    decoded = decode(latents, plan)
+    return decoded.pixels, decoded
 
 
 async def _on(pool: ThreadPoolExecutor, run: Callable[..., T], *arguments: Any) -> T:

@@ -1,4 +1,4 @@
-"""`Plan`: whether latents are decoded whole or in tiles, and of which size; and a model seen through one.
+"""`Plan`: whether a batch is worked on whole, sample by sample, or in tiles, and of which size; and a model seen through one.
 
 Diffusers' models have their tiling in switches on the module. Nobody turns one here on a module that others use: a plan is a view
 of its own, with the same weights.
@@ -7,6 +7,7 @@ of its own, with the same weights.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,25 +18,47 @@ SIZES = (1024, 768, 512, 384, 256)
 
 @dataclass(frozen=True)
 class Plan:
-    """How to decode.
+    """How to decode or to encode.
 
     Attributes:
-        tile: pixels along the edge of a tile; None decodes the whole at once.
+        tile: pixels along the edge of a tile; None works on the whole picture at once.
+        one_by_one: each sample of a batch by itself: exact, and a batch of any size takes little more than one.
     """
 
     tile: int | None = None
+    one_by_one: bool = False
 
     def __str__(self) -> str:
+        """What the client is told: only tiles change a picture."""
         return "" if self.tile is None else str(self.tile)
 
+    @property
+    def each(self) -> Plan:
+        """The same for one sample."""
+        return Plan(self.tile)
 
-WHOLE = Plan()
+    def takes_less_than(self, other: Plan) -> bool:
+        return self._rank < other._rank
+
+    @property
+    def _rank(self) -> tuple[float, bool]:
+        return (math.inf if self.tile is None else self.tile), not self.one_by_one
 
 
-def plans(height: int, width: int, has_tiling: bool) -> list[Plan]:
-    """What to try for a picture of so many pixels, from the one that takes the most memory."""
-    tiles = [Plan(size) for size in SIZES if size < max(height, width)]
-    return [WHOLE, *(tiles if has_tiling else [])]
+WHOLE, ONE_BY_ONE = Plan(), Plan(one_by_one=True)
+
+
+def plans(height: int, width: int, has_tiling: bool, batch: int = 1, has_batches: bool = True) -> list[Plan]:
+    """What to try for pictures of so many pixels, from the plan that takes the most memory.
+
+    Args:
+        batch: how many. Where it takes tiles, several are never in work at once: larger tiles fit, and seams are fewer.
+        has_batches: whether a batch at once is worth anything to the model.
+    """
+    alone = batch == 1
+    whole = [WHOLE] if alone else [WHOLE, ONE_BY_ONE] if has_batches else [ONE_BY_ONE]
+    tiles = [Plan(size, one_by_one=not alone) for size in SIZES if size < max(height, width)]
+    return [*whole, *(tiles if has_tiling else [])]
 
 
 def view(model: Any, plan: Plan, tile: Callable[[Any, int, int], None] | None, ratio: int) -> Any:

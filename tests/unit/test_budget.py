@@ -18,7 +18,7 @@ from remote_vae_serve import eager
 from remote_vae_serve.budget import GIB, budget, host_memory
 from remote_vae_serve.config import VAEConfig
 from remote_vae_serve.eager import EagerEngine
-from remote_vae_serve.tiling import SIZES, WHOLE, Plan, plans
+from remote_vae_serve.tiling import ONE_BY_ONE, SIZES, WHOLE, Plan, plans
 from samples import latents, save_tiny_vae
 
 FREE = 64 * GIB
@@ -59,6 +59,7 @@ def container(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., 
 @pytest.mark.parametrize(
     ("arguments", "share"),
     [({}, 0.9), ({"num_gpus": 1}, 0.9), ({"num_gpus": 0.25}, 0.225), ({"num_gpus": 2}, 0.9), ({"memory": 0.5}, 0.5),
+     ({"num_gpus": 1 / 32}, (2.5 - 0.5) / 80), ({"num_gpus": 1 / 160}, 0.25 / 80),  # a reserve of 512 MiB, but half at most
      ({"memory": 1}, 1.0), ({"memory": 20}, 0.25), ({"memory": 0.5, "num_gpus": 0.25}, 0.5)],
     ids=str,
 )  # fmt: skip
@@ -66,6 +67,14 @@ def test_of_a_gpu_a_replica_uses_its_share_less_a_reserve_or_what_it_was_told(
     gpu: None, arguments: dict[str, Any], share: float
 ) -> None:
     assert budget(VAEConfig(source="demo", **arguments), "cuda") == pytest.approx(share * 80 * GIB)
+
+
+@pytest.mark.parametrize(("free", "used"), [(64, 57.6), (5, 4.5), (4, 3.5), (2, 1.5), (1, 0.5), (0.5, 0.25), (0, 0)])
+def test_the_reserve_of_a_small_host_is_512_mib_and_never_more_than_half(
+    container: Callable[..., None], monkeypatch: pytest.MonkeyPatch, free: float, used: float
+) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free * GIB))
+    assert budget(VAEConfig(source="demo"), "cpu") == pytest.approx(used * GIB, abs=1)
 
 
 @pytest.mark.parametrize(("memory", "count"), [("auto", 0.9 * FREE), (0.5, FREE / 2), (1.5, 1.5 * GIB)])
@@ -92,6 +101,27 @@ def test_in_a_container_the_limit_counts_and_cached_files_do_not(
     assert host_memory() == free
 
 
+@pytest.mark.parametrize(
+    ("limit", "used", "files", "free"),
+    [
+        (9223372036854771712, 4, 0, FREE),  # what version 1 says where there is no limit
+        (16 * GIB, 4, 0, 12 * GIB),
+        (16 * GIB, 15, 11, 12 * GIB),
+        (2 * GIB, 3, 0, 0),
+    ],
+)
+def test_in_a_container_of_the_first_kind_of_control_groups_it_is_the_same(
+    container: Callable[..., None], tmp_path: Path, limit: int, used: int, files: int, free: int
+) -> None:
+    (tmp_path / "memory").mkdir()
+    for name, text in {
+        "limit_in_bytes": str(limit), "usage_in_bytes": str(used * GIB),
+        "stat": f"inactive_file 5\ntotal_rss 7\ntotal_inactive_file {files * GIB}",
+    }.items():  # fmt: skip
+        (tmp_path / "memory" / f"memory.{name}").write_text(text + "\n")
+    assert host_memory() == free
+
+
 def test_a_machine_without_control_groups_has_what_is_available(container: Callable[..., None]) -> None:
     assert host_memory() == FREE
     container(max="1000")  # and no other file
@@ -102,6 +132,14 @@ def test_plans_go_from_the_whole_to_ever_smaller_tiles_that_are_smaller_than_the
     assert plans(2048, 512, True) == [WHOLE, *map(Plan, SIZES)]
     assert plans(400, 512, True) == [WHOLE, Plan(384), Plan(256)]
     assert plans(256, 256, True) == plans(4096, 4096, False) == [WHOLE]
+    apart = [Plan(size, one_by_one=True) for size in SIZES]
+    assert plans(2048, 512, True, batch=3) == [WHOLE, ONE_BY_ONE, *apart]
+    assert plans(2048, 512, True, batch=3, has_batches=False) == [ONE_BY_ONE, *apart]
+    assert plans(2048, 512, True, batch=1, has_batches=False) == [WHOLE, *map(Plan, SIZES)]
+    every = plans(2048, 512, True, batch=3)
+    assert [[one.takes_less_than(other) for one in every] for other in every] == [
+        [number > place for number in range(len(every))] for place in range(len(every))
+    ]
     assert list(SIZES) == sorted(SIZES, reverse=True)
     assert all(int(size // 8 * 0.75) * 8 == int(size * 0.75) for size in SIZES)  # strides of tiles fall on latents
 
@@ -112,6 +150,17 @@ def test_weights_that_alone_exceed_the_budget_are_a_reason_and_no_replica_that_r
     monkeypatch.setattr(eager, "budget", lambda *_: 1000)
     with pytest.raises(ModelFailed, match=r"weights.*`memory`.*give it more"):
         diffusers_engine(folder)
+
+
+def test_on_a_host_that_replicas_may_share_the_log_says_what_each_takes(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "ray.serve"):
+        diffusers_engine(folder, memory=2)
+        assert "`memory`" not in caplog.text
+        engine = diffusers_engine(folder)
+    assert f"may take {engine._budget / GIB:.2f} GiB" in caplog.text
+    assert "give each its own `memory`" in caplog.text
 
 
 def decodes_of(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:

@@ -128,6 +128,26 @@ def test_what_fails_in_a_batch_runs_alone_and_fails_alone(bench: Bench) -> None:
     assert bench.batches == [[1, 2, 3], [1], [2], [3]]
 
 
+def test_a_batch_of_several_jobs_may_be_run_otherwise_and_where_that_fails_each_is_run_as_ever(bench: Bench) -> None:
+    tried: list[list[float]] = []
+
+    def together(batch: torch.Tensor) -> tuple[torch.Tensor, str]:
+        tried.append(batch.tolist())
+        if 2.0 in batch.tolist():
+            raise RuntimeError("not together")
+        return batch * 10, "together"
+
+    notes: list[Any] = []
+    fields = {"run_together": together, "finish": lambda part, note: (notes.append(note), part.tolist())[1]}
+    fine = [bench.job(value, **fields) for value in (1, 3)]
+    mixed = [bench.job(value, group="b", **fields) for value in (2, 4)]
+    alone = bench.job(5, group="c", **fields)
+    bench.go()
+    assert [made(job) for job in (*fine, *mixed, alone)] == [[10], [30], [4], [8], [10]]
+    assert (tried, bench.batches) == ([[1, 3], [2, 4]], [[2], [4], [5]])
+    assert notes == ["together", "together", None, None, None]
+
+
 def test_an_output_that_cannot_leave_fails_its_own_job_only(bench: Bench) -> None:
     def no(part: torch.Tensor, _: object) -> None:
         raise ValueError("no")

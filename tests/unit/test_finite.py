@@ -12,12 +12,17 @@ from typing import Any
 import pytest
 import torch
 
-from in_process import diffusers_engine
+from in_process import diffusers_engine, fake_engine
 from one_model import OneModel
 from remote_vae.decoding import DecodeRequest, Output
+from remote_vae.encoding import EncodeRequest, SampleMode
+from remote_vae.errors import BadRequest
 from remote_vae.tensors import from_array, to_torch
 from remote_vae.wire import Result
 from remote_vae_serve.eager import EagerEngine
+from remote_vae_serve.finite import is_finite
+from remote_vae_serve.forecast import LiveBytes
+from remote_vae_serve.pipeline import Pipeline
 from remote_vae_serve.tiling import Plan
 from samples import latents, tiny_vae
 
@@ -122,28 +127,100 @@ def test_requests_that_ran_as_one_batch_do_not_suffer_for_the_one_that_overflows
     alone = [served.decode(one)[0] for one in z]
     z[2] = z[2] * (BRIGHT / DIM)
     sizes: list[int] = []
-    decode = served.engine.decode
+    decode_together = served.engine.decode_together
 
     def spied(latents: torch.Tensor, plan: Plan) -> Any:
         sizes.append(len(latents))
-        return decode(latents, plan)
+        return decode_together(latents, plan)
 
-    served.engine.decode = spied  # type: ignore[method-assign]
+    served.engine.decode_together = spied  # type: ignore[method-assign]
 
-    async def together() -> list[Result]:
-        requests = [DecodeRequest(from_array(one), output=Output.PT) for one in z]
-        return await asyncio.gather(*map(served.pipeline.decode, requests))
-
-    results = asyncio.run(together())
+    results = served.together(z)
     served.close()
-    assert max(sizes) > 1
+    assert sizes == [4]
+    assert [result.provenance.dtype for result in results] == ["float16", "float16", "float32", "float16"]
     for number, result in enumerate(results):
-        pixels = to_torch(result.tensor)
-        if number == 2:
-            assert result.provenance.dtype == "float32"
-            assert torch.equal(pixels, in_float32(overflowing(), z[2]))
-        else:
-            torch.testing.assert_close(pixels, alone[number], rtol=0, atol=5e-3)
+        expected = in_float32(overflowing(), z[2]) if number == 2 else alone[number]
+        assert torch.equal(to_torch(result.tensor), expected)
+
+
+def dim_encoder() -> Any:
+    """As `overflowing`, of an encoder: of pixels that are bright."""
+    vae = tiny_vae("sd")
+    vae.encoder.conv_in.weight.data *= 2e4
+    vae.encoder.conv_in.bias.data.zero_()
+    return vae
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(dim_encoder(), tmp_path_factory.mktemp("encoder"))
+
+
+def encoded(pipeline: Pipeline, pixels: torch.Tensor, mode: SampleMode) -> Result:
+    return asyncio.run(pipeline.encode(EncodeRequest(from_array(pixels), sample_mode=mode, seed=7)))
+
+
+def diffusers_encode(vae: Any, pixels: torch.Tensor, mode: SampleMode) -> torch.Tensor:
+    with torch.inference_mode():
+        distribution = vae.encode(pixels).latent_dist
+    seeded = torch.Generator().manual_seed(7)
+    return {"sample": lambda: distribution.sample(seeded), "argmax": distribution.mode,
+            "moments": lambda: distribution.parameters}[mode.value]()  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", SampleMode)
+def test_an_encode_that_overflows_in_float16_is_diffusers_in_float32_and_the_answer_says_so(
+    encoder: Path, mode: SampleMode
+) -> None:
+    served = OneModel(encoder, encode_dtype="float16")
+    dim, bright = (factor * latents(2, 3, 32, 16) for factor in (DIM, BRIGHT))
+    half = encoded(served.pipeline, dim, mode)
+    assert torch.equal(to_torch(half.tensor), diffusers_encode(dim_encoder().half(), dim.half(), mode))
+    assert (half.provenance.dtype, served.events) == ("float16", {})
+    assert not diffusers_encode(dim_encoder().half(), bright.half(), mode).isfinite().all()
+    wide = encoded(served.pipeline, bright, mode)
+    served.close()
+    assert torch.equal(to_torch(wide.tensor), diffusers_encode(dim_encoder(), bright.half().float(), mode))
+    assert (wide.provenance.dtype, served.events) == ("float32", {"float32": 1})
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_a_picture_of_which_nothing_finite_can_be_encoded_is_an_error_about_the_picture(
+    tmp_path: Path, dtype: str
+) -> None:
+    vae = dim_encoder()
+    vae.encoder.conv_in.weight.data *= 1e30
+    vae.encoder.down_blocks[0].resnets[0].norm1.weight.data *= 1e30
+    served = OneModel(saved(vae, tmp_path), encode_dtype=dtype)
+    with pytest.raises(BadRequest, match=r"NaN or infinity.*float32 too.*-1 to 1") as caught:
+        encoded(served.pipeline, latents(1, 3, 16, 16), SampleMode.ARGMAX)
+    served.close()
+    assert caught.value.parameter == "image"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_one_value_that_is_no_number_is_found_wherever_it_is_without_a_copy(dtype: torch.dtype) -> None:
+    values = latents(2, 3, 40, 50).to(dtype)
+    assert is_finite(values)
+    for bad in (float("nan"), float("inf"), float("-inf")):
+        for place in (0, 5999, values.numel() - 1):
+            broken = values.clone()
+            broken.view(-1)[place] = bad
+            with LiveBytes() as live:
+                assert not is_finite(broken)
+                assert not is_finite(broken.permute(0, 2, 3, 1))
+            assert live.peak < 100
+    assert is_finite(values[:0])
+
+
+def test_a_request_is_looked_through_without_a_copy_of_it() -> None:
+    z, pixels = latents(1, 4, 200, 200), latents(1, 3, 400, 400)
+    engine = fake_engine()
+    with LiveBytes() as live:
+        engine.unpack(DecodeRequest(from_array(z), output=Output.PT))
+        engine.prepare(EncodeRequest(from_array(pixels)))
+    assert live.peak < 1000
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
@@ -167,11 +244,7 @@ def test_a_batch_with_a_member_that_is_no_picture_at_all_fails_alone(folder: Pat
     for parameter in served.engine._models[torch.float32].parameters():
         parameter.data.fill_(float("nan"))
 
-    async def together() -> list[Any]:
-        requests = [DecodeRequest(from_array(one), output=Output.PT) for one in (good, good, bad, good)]
-        return await asyncio.gather(*map(served.pipeline.decode, requests), return_exceptions=True)
-
-    answers = asyncio.run(together())
+    answers = served.together([good, good, bad, good])
     served.close()
     assert [type(answer).__name__ for answer in answers] == ["Result", "Result", "BadRequest", "Result"]
     assert {answer.provenance.dtype for answer in (answers[0], answers[1], answers[3])} == {"float16"}

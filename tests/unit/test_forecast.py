@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import diffusers
@@ -15,10 +15,12 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLHunyuanVideo, AutoencoderTiny
 
-from remote_vae_serve import forecast
+from remote_vae.decoding import Output
+from remote_vae_serve import codecs, forecast
 from remote_vae_serve.families import GENERIC, LatentSpace
 from remote_vae_serve.forecast import Forecast, LiveBytes, on_meta, peak_bytes
-from remote_vae_serve.tiling import WHOLE, Plan, view
+from remote_vae_serve.tiling import ONE_BY_ONE, WHOLE, Plan, view
+from remote_vae_serve.work import one_by_one, run_of
 from samples import KINDS, tiny_vae
 
 MIB = 2**20
@@ -124,6 +126,84 @@ def test_a_tile_that_is_like_another_is_not_run_again_and_nothing_is_missed(
     (batch, *rest), told = sizes, forecast_of(kind)
     shape, seen = (batch, CHANNELS[kind], *rest), view(told._model, Plan(tile), told._tile, 8)
     assert told.decode(shape, Plan(tile)) == peak_bytes(lambda: seen.decode(torch.empty(shape, device="meta")))
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "tile"),
+    [("sd", (1, 520, 776), 256), ("sd", (2, 320, 392), 256), ("tiny", (2, 1040, 776), 256), ("hunyuan", (1, 5, 320, 448), 256)],
+)  # fmt: skip
+def test_an_encode_in_tiles_is_counted_in_the_same_way(kind: str, sizes: tuple[int, ...], tile: int) -> None:
+    (batch, *rest), told = sizes, forecast_of(kind)
+    shape, seen = (batch, 3, *rest), view(told._model, Plan(tile), told._tile, 8)
+    counted = told.encode(shape, Plan(tile))
+    assert counted == peak_bytes(lambda: seen.encode(torch.empty(shape, device="meta")))
+    assert counted < told.encode(shape)
+
+
+def test_an_encode_in_tiles_takes_what_was_forecast_to_the_byte() -> None:
+    for kind, shape in (("tiny", (1, 3, 264, 392)), ("sd", (1, 3, 8, 320))):
+        told, seen = forecast_of(kind), view(model_of(kind, torch.float32), TILED, family_of(kind).tile, 8)
+        assert told.encode(shape, TILED) == live_bytes(seen.encode, *shape, dtype=torch.float32)
+
+
+def test_of_an_encode_in_very_many_tiles_a_part_of_whole_latents_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = (1, 3, 1608, 1208)
+    all_of_them = forecast_of("sd").encode(shape, TILED)
+    monkeypatch.setattr(forecast, "MOST_TILES", 7)
+    assert 0.95 * all_of_them <= forecast_of("sd").encode(shape, TILED) <= 8 * all_of_them
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "sizes", "plan"),
+    [("tiny", (3, 8, 16), ONE_BY_ONE), ("tiny", (2, 2, 34), Plan(256, one_by_one=True)), ("sd", (5, 2, 2), ONE_BY_ONE),
+     ("hunyuan", (3, 1, 2, 2), ONE_BY_ONE)],
+)  # fmt: skip
+def test_samples_one_by_one_take_what_was_forecast_to_the_byte(
+    kind: str, sizes: tuple[int, ...], plan: Plan, dtype: torch.dtype
+) -> None:
+    (batch, *rest), told, model = sizes, forecast_of(kind, dtype), model_of(kind, dtype)
+    shape, seen = (batch, CHANNELS[kind], *rest), view(model, plan, family_of(kind).tile, 8)
+    taken = live_bytes(partial(one_by_one, run_of("decode", seen, dtype)), *shape, dtype=dtype)
+    assert told.decode(shape, plan) == taken < told.decode(shape, WHOLE) or plan.tile
+    pixels = (batch, 3, *rest[:-2], 8 * rest[-2], 8 * rest[-1])
+    taken = live_bytes(partial(one_by_one, run_of("encode", seen, dtype)), *pixels, dtype=dtype)
+    assert told.encode(pixels, plan) == taken
+
+
+@pytest.mark.parametrize("output", [Output.PT, Output.UNIT, Output.UINT8])
+@pytest.mark.parametrize("wanted", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "sizes", "plan"),
+    [("sd", (1, 8, 12), WHOLE), ("tiny", (1, 8, 12), WHOLE), ("tiny", (1, 4, 400), TILED), ("tiny", (48, 4, 8), ONE_BY_ONE),
+     ("hunyuan", (1, 3, 2, 2), WHOLE)],
+)  # fmt: skip
+def test_the_form_in_which_pixels_leave_is_counted_too(
+    monkeypatch: pytest.MonkeyPatch, kind: str, sizes: tuple[int, ...], plan: Plan, wanted: torch.dtype, output: Output
+) -> None:
+    """Of small decoders the pixels are a large part; and those of a batch are there when its last sample is decoded."""
+    monkeypatch.setattr(codecs, "PIECE", 2**12)
+    (batch, *rest), (model_class, config) = sizes, REAL[kind]
+    told = Forecast(on_meta(model_class, config, torch.float32), family_of(kind).tile, 8, wanted)
+    shape, seen = (batch, CHANNELS[kind], *rest), view(model_of(kind, torch.float32), plan, family_of(kind).tile, 8)
+    run = run_of("decode", seen, wanted)
+
+    def path(z: torch.Tensor) -> torch.Tensor:
+        pixels = one_by_one(run, z) if plan.one_by_one else run(z)
+        del z
+        return codecs.leave(pixels, output)
+
+    taken = live_bytes(path, *shape, dtype=torch.float32)
+    assert 0.8 * told.decode(shape, plan) <= taken <= told.decode(shape, plan)
+
+
+def test_where_pixels_are_more_than_what_made_them_their_leaving_is_the_peak() -> None:
+    """Many samples one by one: of a small decoder, whose work on one is less than what becomes of them all."""
+    told, shape = forecast_of("tiny"), (150, 4, 1, 2)
+    run = run_of("decode", model_of("tiny", torch.float32), torch.float32)
+    decoded = live_bytes(partial(one_by_one, run), *shape, dtype=torch.float32)
+    left = live_bytes(lambda z: codecs.leave(one_by_one(run, z), Output.UINT8), *shape, dtype=torch.float32)
+    assert told.decode(shape, ONE_BY_ONE) == left - torch.zeros(shape).nbytes > decoded
 
 
 @pytest.mark.parametrize(("kind", "sizes"), [("sd", (1, 200, 300)), ("sd", (1, 4, 3000)), ("tiny", (1, 300, 200))])

@@ -21,7 +21,7 @@ from remote_vae.encoding import EncodeRequest, SampleMode
 from remote_vae.errors import BadRequest, Unavailable
 from remote_vae.tensors import from_array, to_torch
 from remote_vae_serve.budget import GIB
-from remote_vae_serve.tiling import WHOLE, Plan, view
+from remote_vae_serve.tiling import ONE_BY_ONE, WHOLE, Plan, view
 from samples import KL, latents, save_tiny_vae, tiny_vae
 from served import served
 
@@ -126,6 +126,34 @@ def test_what_never_fits_is_refused_with_what_it_takes_and_what_there_is(model: 
     small = model.post(latents(1, 4, 24, 24))  # of one tile
     assert "tiles" not in small.json()["error"]
     assert model.post(latents(1, 4, 4, 4)).status_code == 200
+
+
+def test_a_batch_that_does_not_fit_at_once_is_decoded_one_by_one_and_nothing_is_in_tiles(model: OneModel) -> None:
+    shape = (6, 4, 40, 36)
+    told = model.engine.forecast(torch.float32)
+    model.set_free(told.decode(shape, ONE_BY_ONE))
+    assert model.engine.free < told.decode(shape, WHOLE) / 2
+    answer = model.post(latents(*shape))
+    assert (answer.status_code, "x-vae-tiling" in answer.headers, model.events) == (200, False, {})
+    vae = tiny_vae("sd")
+    with torch.inference_mode():
+        assert torch.equal(pixels_of(answer), torch.cat([vae.decode(one[None]).sample for one in latents(*shape)]))
+    assert 0.9 * model.engine.free < model.live.peak <= model.engine.free
+    model.set_free(told.decode(shape, ONE_BY_ONE) - 1)
+    assert model.post(latents(*shape)).headers["x-vae-tiling"] == "256"
+    assert model.live.peak <= model.engine.free + 1
+
+
+def test_a_model_for_which_batches_are_worth_nothing_never_gets_one(tmp_path: Path) -> None:
+    model = OneModel(save_tiny_vae("hunyuan", tmp_path))
+    sizes: list[int] = []
+    model.engine._model(torch.float32).decoder.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    z = latents(3, 4, 2, 4, 4)
+    answer, vae = model.post(z), tiny_vae("hunyuan")
+    model.close()
+    with torch.inference_mode():
+        assert torch.equal(pixels_of(answer), torch.cat([vae.decode(one[None]).sample for one in z]))
+    assert sizes == [1, 1, 1]
 
 
 def test_an_encode_that_does_not_fit_is_refused_with_the_number(model: OneModel) -> None:
@@ -243,16 +271,32 @@ def test_requests_that_ran_as_one_batch_and_out_of_memory_are_all_answered(folde
     model = OneModel(folder, batching="auto")
     out_of_memory(model, lambda z: len(z) == 1)
 
-    async def together() -> list[Any]:
-        asked = [DecodeRequest(from_array(one[None]), output=Output.PT) for one in latents(6, 4, 12, 12)]
-        return await asyncio.gather(*map(model.pipeline.decode, asked))
-
-    results = asyncio.run(together())
+    results = model.together([one[None] for one in latents(6, 4, 12, 12)])
     model.close()
-    assert model.events["out_of_memory"] >= 1
+    assert model.events == {"out_of_memory": 1}
     for one, result in zip(latents(6, 4, 12, 12), results, strict=True):
         with torch.inference_mode():
             assert torch.equal(to_torch(result.tensor), tiny_vae("sd").decode(one[None]).sample)
+
+
+def test_of_requests_that_ran_as_one_batch_only_those_that_took_tiles_say_so(folder: Path) -> None:
+    model = OneModel(folder, batching="auto")
+    first, left, heavy, right = (factor * latents(*LARGE) for factor in (1, 1, 50, 1))
+    sizes: list[int] = []
+
+    def hook(_: Any, given: tuple[torch.Tensor]) -> None:
+        sizes.append(len(given[0]))
+        if given[0].abs().max() > 50 and given[0].shape[-2] > 32:
+            cuda_error()
+
+    model.engine._model(torch.float32).decoder.register_forward_pre_hook(hook)
+
+    results = model.together([first, left, heavy, right])
+    model.close()
+    assert sizes[:5] == [4, 1, 1, 1, 1]
+    assert [result.provenance.tiling for result in results] == ["", "", "256", ""]
+    with torch.inference_mode():
+        assert torch.equal(to_torch(results[1].tensor), tiny_vae("sd").decode(left).sample)
 
 
 @pytest.mark.parametrize("fail", ERRORS)

@@ -1,7 +1,7 @@
 """The protocol as a table: what each of its clients puts on the wire, and what it must get. `CASES` is what the tests run.
 
 A name begins with the client that sends it. Where no client would, it says what is probed. The sections are the points of the
-protocol: routes, query, body, defaults, scaling, shapes, replies, encoding, errors, patience and identity.
+protocol: routes, query, body, defaults, scaling, shapes, replies, hints, encoding, errors, patience and identity.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from PIL import Image
 
 from remote_vae.decoding import DecodeRequest, Output
 from remote_vae.encoding import EncodeRequest, SampleMode
+from remote_vae.hints import Hints
 from remote_vae.tensors import from_array
 from remote_vae.wire import Scaling
 from samples import latents
@@ -333,6 +334,37 @@ REPLIES = [
       for fps in ("0", "nan", "fast", "1000")),
 ]  # fmt: skip
 
+EVERY_HINT: dict[str, Any] = {
+    "num_frames": 9, "layers": 1, "drop_frames": 0, "layout": "channels_first", "patch_order": "c_ph_pw", "denormalised": False,
+    "sigma_data": 0.5, "decode_timestep": 0.05, "decode_noise_scale": 0.025, "decode_chunk_size": 14, "force_not_quantize": True,
+}  # fmt: skip
+OF_SD: dict[str, Any] = {name: EVERY_HINT[name] for name in ("layout", "patch_order", "denormalised")}
+NO_HINTS = {
+    "num_frames": ("0", "-9", "9.5", "many", "", "1048577", "9,9"), "layers": ("0", "x"), "drop_frames": ("-1", "one"),
+    "layout": ("", "last", "channels_last,frames_first"), "patch_order": ("c_pw_ph",), "denormalised": ("yes", "2", ""),
+    "sigma_data": ("0", "-1", "nan", "inf", "half"), "decode_timestep": ("-0.1", "1.5", "nan"),
+    "decode_noise_scale": ("1.01", "loud"), "decode_chunk_size": ("0", "1e3"), "force_not_quantize": ("maybe",),
+}  # fmt: skip
+
+HINTS = [
+    WireCase("ours, every hint that means something to the model", "/sd",
+             ours(DecodeRequest(from_array(Z), Scaling(own=True), Output.PT, hints=Hints(**OF_SD, seed=7))),
+             Decodes(Z, "pt")),
+    *(WireCase(f"{name} to a model that has no use for it", "/sd", PLAIN.but(**{name: str(value)}),
+               bad(name, "means nothing", by="model"))
+      for name, value in EVERY_HINT.items() if name not in OF_SD),
+    WireCase("ours, every hint with a picture", "/sd/encode",
+             ours(EncodeRequest(from_array(PIXELS), seed=11, hints=Hints(**EVERY_HINT))), Encodes(PIXELS, seed=11)),
+    WireCase("v0 with hints in its JSON", "/sd", v0(Z, denormalised=False, num_frames=None, seed=3), Decodes(Z, "jpg")),
+    WireCase("a script that writes LAYOUT=Channels_First", "/sd", PLAIN.but(layout="Channels_First"), PLAIN_GIVES),
+    *(WireCase(f"{name}={value}", "/sd", PLAIN.but(**{name: value}), bad(name, "expected"))
+      for name, values in NO_HINTS.items() for value in values),
+    *(WireCase(f"{name}={values[0]}, encoding", "/sd/encode", today_encode(RGB).but(**{name: values[0]}), bad(name, "expected"))
+      for name, values in NO_HINTS.items()),
+    *(WireCase(f"seed={seed}, decoding", "/sd", PLAIN.but(seed=seed), bad("seed")) for seed in ("-1", "x", str(2**64))),
+    WireCase("v0 with a hint that is none", "/sd", v0(Z, num_frames="many"), bad("num_frames", "expected")),
+]  # fmt: skip
+
 ENCODING = [
     *(WireCase(f"diffusers remote_encode PNG, {kind}, at {path}", f"/{kind}{path}", today_encode(RGB), Encodes(SEEN))
       for kind, path in (("sd", "/encode"), ("sd", "/encode/"), ("sd", ""), ("sd", "/"), ("flux", ""), ("sdxl", ""))),
@@ -448,6 +480,7 @@ IDENTITY = [
 ]  # fmt: skip
 
 CASES: dict[str, WireCase] = {}
-for _case in (*ROUTES, *QUERY, *BODY, *DEFAULTS, *SCALING, *SHAPES, *REPLIES, *ENCODING, *ERRORS, *PATIENCE, *IDENTITY):
+_SECTIONS = (ROUTES, QUERY, BODY, DEFAULTS, SCALING, SHAPES, REPLIES, HINTS, ENCODING, ERRORS, PATIENCE, IDENTITY)
+for _case in (case for section in _SECTIONS for case in section):
     assert _case.name not in CASES, _case.name
     CASES[_case.name] = _case

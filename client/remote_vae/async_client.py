@@ -7,16 +7,21 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING, Any
 
+from remote_vae.asking import ask_async
 from remote_vae.calls import DecodeCall, Decoded, ImageFormat, OutputType
 from remote_vae.encode_calls import Encodable, EncodeCall, Mode
 from remote_vae.endpoints import transport_to
 from remote_vae.handles import HandleTransport
+from remote_vae.hints import Hints
 from remote_vae.messages import Transfer
 from remote_vae.patience import DEFAULT_TIMEOUT, RETRIES, Patience, Timeout
 from remote_vae.transports import IN_FLIGHT
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from remote_vae.client import Tensor
+    from remote_vae.hints import EncodeHintArguments, HintArguments
 
 
 class AsyncRemoteVAE:
@@ -69,17 +74,16 @@ class AsyncRemoteVAE:
         *,
         fps: float | None = None,
         as_ref: bool = False,
+        **hints: Unpack[HintArguments],
     ) -> Decoded:
         """Decode: see `remote_decode`."""
         call = DecodeCall(
             tensor, processor, do_scaling, scaling_factor, shift_factor, output_type, return_type, image_format,
-            partial_postprocess, input_tensor_type, output_tensor_type, height, width, fps, self._wire_dtype,
+            partial_postprocess, input_tensor_type, output_tensor_type, height, width, fps, self._wire_dtype, Hints(**hints),
         )  # fmt: skip
         if as_ref:
             return await self._transport.send_ref_async(await asyncio.to_thread(call.only_request))
-        # Casting latents and reading a picture take their time too.
-        results = await self._transport.send_async(await asyncio.to_thread(call.requests))
-        return await asyncio.to_thread(call.answer, results)
+        return await ask_async(self._transport, call)
 
     async def encode(
         self,
@@ -90,11 +94,13 @@ class AsyncRemoteVAE:
         do_scaling: bool = False,
         sample_mode: Mode = "sample",
         seed: int | None = None,
+        **hints: Unpack[EncodeHintArguments],
     ) -> Tensor:
         """Encode: see `remote_encode`."""
-        call = EncodeCall(image, scaling_factor, shift_factor, do_scaling, sample_mode, seed, self._wire_dtype)
-        results = await self._transport.send_async(await asyncio.to_thread(call.requests))
-        return await asyncio.to_thread(call.answer, results)
+        call = EncodeCall(
+            image, scaling_factor, shift_factor, do_scaling, sample_mode, seed, self._wire_dtype, Hints(**hints)
+        )
+        return await ask_async(self._transport, call)
 
     async def submit(self, tensor: Tensor, *args: Any, **options: Any) -> asyncio.Task[Decoded]:
         """Start a `decode` in the background; await the task for its result."""

@@ -7,7 +7,7 @@ import io
 import operator
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -15,6 +15,7 @@ from PIL import Image
 
 from remote_vae.decoding import DecodeRequest, Output
 from remote_vae.errors import BadRequest, BrokenReply
+from remote_vae.hints import Hints
 from remote_vae.messages import Transfer
 from remote_vae.tensors import RawTensor, cast, from_array, is_torch, to_numpy, to_torch
 from remote_vae.wire import Result, Scaling
@@ -49,6 +50,7 @@ class DecodeCall:
         height, width: of the picture in pixels; for packed latents only.
         fps: frames a second of an mp4; None for the model's own.
         wire_dtype: dtype in which the latents travel; None for their own.
+        hints: what the shape and the model's config do not tell; most latents need none.
 
     Raises:
         BadRequest: naming the argument.
@@ -69,6 +71,7 @@ class DecodeCall:
     width: int | None = None
     fps: float | None = None
     wire_dtype: str | None = None
+    hints: Hints = field(default_factory=Hints)
 
     def __post_init__(self) -> None:
         for name, value, choices in (
@@ -121,6 +124,7 @@ class DecodeCall:
             height=self.height,
             width=self.width,
             fps=self.fps,
+            hints=self.hints,
             body=self.input_tensor_type,
             reply=self.output_tensor_type,
         )

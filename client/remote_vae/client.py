@@ -8,11 +8,13 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from remote_vae.asking import ask
 from remote_vae.calls import DecodeCall, Decoded, ImageFormat, OutputType
 from remote_vae.encode_calls import Encodable, EncodeCall, Mode
 from remote_vae.endpoints import transport_to
 from remote_vae.errors import BrokenReply
 from remote_vae.handles import HandleTransport
+from remote_vae.hints import Hints
 from remote_vae.messages import Transfer
 from remote_vae.patience import DEFAULT_TIMEOUT, RETRIES, Patience, Timeout
 from remote_vae.transports import IN_FLIGHT, HttpTransport, PerProcess
@@ -22,8 +24,10 @@ if TYPE_CHECKING:
 
     import numpy as np
     import torch
+    from typing_extensions import Unpack
 
     from remote_vae.autoencoder import RemoteAutoencoder
+    from remote_vae.hints import EncodeHintArguments, HintArguments
 
     Tensor: TypeAlias = "torch.Tensor | np.ndarray[Any, Any]"
 
@@ -52,12 +56,14 @@ def remote_decode(
     fallback: Any = None,
     wire_dtype: str | None = None,
     as_ref: bool = False,
+    **hints: Unpack[HintArguments],
 ) -> Decoded:
     """Decode latents on a server: the call of the Hugging Face helper.
 
     Args:
         endpoint: URL of a model (`http://host:8000/sd-v1`), or a Ray Serve handle of one (`serve.get_app_handle`).
         as_ref: through a handle only: return the Ray ObjectRef of the result (`open_result` reads it).
+        hints: what the shape and the model's config do not tell, such as `num_frames`: the names and meanings of `hints.Hints`.
 
     `timeout` to `wire_dtype` are those of `RemoteVAE`, the other arguments those of `calls.DecodeCall`.
 
@@ -74,7 +80,7 @@ def remote_decode(
                    wire_dtype=wire_dtype) as vae:  # fmt: skip
         return vae.decode(
             tensor, processor, do_scaling, scaling_factor, shift_factor, output_type, return_type, image_format,
-            partial_postprocess, input_tensor_type, output_tensor_type, height, width, fps=fps, as_ref=as_ref,
+            partial_postprocess, input_tensor_type, output_tensor_type, height, width, fps=fps, as_ref=as_ref, **hints,
         )  # fmt: skip
 
 
@@ -93,13 +99,15 @@ def remote_encode(
     token: str | None = None,
     fallback: Any = None,
     wire_dtype: str | None = None,
+    **hints: Unpack[EncodeHintArguments],
 ) -> Tensor:
     """Encode a picture, pictures or a video on a server: the call of the Hugging Face helper, and more.
 
     Args:
         endpoint: URL of a model (`http://host:8000/sd-v1`), or a Ray Serve handle of one.
+        hints: what the picture and the model's config do not tell: the names and meanings of `hints.Hints`.
 
-    `timeout` and what follows are those of `RemoteVAE`, the other arguments those of `encode_calls.EncodeCall`.
+    `timeout` to `wire_dtype` are those of `RemoteVAE`, the other arguments those of `encode_calls.EncodeCall`.
 
     Returns:
         Latents `[B, C, h, w]` or `[B, C, T, h, w]`: torch where torch was handed in or is imported anyway, else numpy.
@@ -110,7 +118,7 @@ def remote_encode(
     with RemoteVAE(endpoint, timeout=timeout, deadline=deadline, retries=retries, token=token, fallback=fallback,
                    wire_dtype=wire_dtype) as vae:  # fmt: skip
         return vae.encode(
-            image, scaling_factor, shift_factor, do_scaling=do_scaling, sample_mode=sample_mode, seed=seed
+            image, scaling_factor, shift_factor, do_scaling=do_scaling, sample_mode=sample_mode, seed=seed, **hints
         )
 
 
@@ -183,15 +191,16 @@ class RemoteVAE:
         *,
         fps: float | None = None,
         as_ref: bool = False,
+        **hints: Unpack[HintArguments],
     ) -> Decoded:
         """Decode and wait: see `remote_decode`."""
         call = DecodeCall(
             tensor, processor, do_scaling, scaling_factor, shift_factor, output_type, return_type, image_format,
-            partial_postprocess, input_tensor_type, output_tensor_type, height, width, fps, self._wire_dtype,
+            partial_postprocess, input_tensor_type, output_tensor_type, height, width, fps, self._wire_dtype, Hints(**hints),
         )  # fmt: skip
         if as_ref:
             return self._transport.send_ref(call.only_request())
-        return call.answer(self._transport.send(call.requests()))
+        return ask(self._transport, call)
 
     def encode(
         self,
@@ -202,10 +211,13 @@ class RemoteVAE:
         do_scaling: bool = False,
         sample_mode: Mode = "sample",
         seed: int | None = None,
+        **hints: Unpack[EncodeHintArguments],
     ) -> Tensor:
         """Encode and wait: see `remote_encode`."""
-        call = EncodeCall(image, scaling_factor, shift_factor, do_scaling, sample_mode, seed, self._wire_dtype)
-        return call.answer(self._transport.send(call.requests()))
+        call = EncodeCall(
+            image, scaling_factor, shift_factor, do_scaling, sample_mode, seed, self._wire_dtype, Hints(**hints)
+        )
+        return ask(self._transport, call)
 
     def as_autoencoder(self) -> RemoteAutoencoder:
         """What a diffusers pipeline takes for its `vae`, without weights: `pipe.vae = RemoteVAE(url).as_autoencoder()`."""

@@ -11,8 +11,10 @@ import numpy as np
 
 from remote_vae import parameters
 from remote_vae.errors import BadRequest, UnknownContentType
+from remote_vae.hints import PARAMETERS as HINTS
+from remote_vae.hints import Hints
 from remote_vae.messages import Message, Query, Transfer, deadline_headers, to_base64
-from remote_vae.parameters import Values
+from remote_vae.parameters import Parameter, Values
 from remote_vae.tensors import LATENT_DTYPES, RawTensor
 from remote_vae.wire import PROTOCOL, SCALING, SHAPE, Scaling, check_protocol
 
@@ -31,7 +33,9 @@ IMAGE_FORMAT = parameters.choice(
 HEIGHT = parameters.integer("height", "Pixels; for packed latents only.")
 WIDTH = parameters.integer("width", "Pixels; for packed latents only.")
 FPS = parameters.number("fps", "Frames a second of an mp4, 1 to 240; default is the model's own rate.")
-PARAMETERS = (SHAPE, DTYPE, OUTPUT_TYPE, PARTIAL_POSTPROCESS, IMAGE_FORMAT, *SCALING, HEIGHT, WIDTH, FPS)
+PARAMETERS: tuple[Parameter[Any], ...] = (
+    SHAPE, DTYPE, OUTPUT_TYPE, PARTIAL_POSTPROCESS, IMAGE_FORMAT, *SCALING, HEIGHT, WIDTH, FPS, *HINTS,
+)  # fmt: skip
 
 
 class Output(str, Enum):
@@ -67,6 +71,7 @@ class DecodeRequest:
         latents: float16, float32 or bfloat16.
         height, width: pixels; for packed latents only.
         fps: frames a second of an mp4; None for the family's own.
+        hints: what the shape and the config do not tell.
         body, reply: how tensors are written over HTTP; a handle does not care.
         deadline_s: seconds for which the client waits, from the moment of sending; None where it does not say.
 
@@ -80,6 +85,7 @@ class DecodeRequest:
     height: int | None = None
     width: int | None = None
     fps: float | None = None
+    hints: Hints = field(default_factory=Hints)
     body: Transfer = "binary"
     reply: Transfer = "binary"
     deadline_s: float | None = None
@@ -105,15 +111,15 @@ class DecodeRequest:
         return (
             PROTOCOL, self.latents.data, self.latents.dtype, self.latents.shape,
             (self.scaling.own, self.scaling.factor, self.scaling.shift),
-            self.output.value, self.height, self.width, self.fps, self.deadline_s,
+            self.output.value, self.height, self.width, self.fps, self.hints.to_plain(), self.deadline_s,
         )  # fmt: skip
 
     @classmethod
     def from_plain(cls, plain: tuple[Any, ...]) -> DecodeRequest:
         check_protocol(plain, "client")
-        _, data, dtype, shape, scaling, output, height, width, fps, deadline_s = plain
-        latents = RawTensor(data, dtype, tuple(shape))
-        return cls(latents, Scaling(*scaling), Output(output), height, width, fps, deadline_s=deadline_s)
+        _, data, dtype, shape, scaling, output, height, width, fps, hints, deadline_s = plain
+        latents, said = RawTensor(data, dtype, tuple(shape)), Hints.from_plain(hints)
+        return cls(latents, Scaling(*scaling), Output(output), height, width, fps, said, deadline_s=deadline_s)
 
     def to_http(self) -> tuple[Query, dict[str, str], bytes | memoryview]:
         """Query, headers and body of the POST."""
@@ -126,6 +132,7 @@ class DecodeRequest:
         query += self.scaling.to_query()
         optional = {"height": self.height, "width": self.width, "fps": self.fps}
         query += [(name, str(value)) for name, value in optional.items() if value is not None]
+        query += self.hints.to_query()
         media_type = self.output.media_type
         accept = f"tensor/{self.reply}" if media_type == "tensor/binary" else media_type
         data = self.latents.data.data
@@ -159,6 +166,7 @@ class DecodeRequest:
             height=HEIGHT.of(values),
             width=WIDTH.of(values),
             fps=FPS.of(values),
+            hints=Hints.of(values),
             body=message.transfer,
             reply=message.reply,
             deadline_s=message.deadline_s,

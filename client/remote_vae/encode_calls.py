@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -14,6 +14,7 @@ from PIL import Image
 from remote_vae.calls import as_number, scaling_of
 from remote_vae.encoding import EncodeRequest, Picture, SampleMode, in_rgb
 from remote_vae.errors import BadRequest
+from remote_vae.hints import Hints
 from remote_vae.tensors import RawTensor, cast, from_array, is_torch, to_numpy, to_torch
 from remote_vae.wire import Result
 
@@ -41,6 +42,7 @@ class EncodeCall:
         sample_mode: `sample`, `argmax` or `moments`: see `encoding.SampleMode`.
         seed: of the sample.
         wire_dtype: dtype in which float pixels travel; None for their own.
+        hints: what the picture and the model's config do not tell; most models need none.
 
     Raises:
         BadRequest: naming the argument.
@@ -53,6 +55,7 @@ class EncodeCall:
     sample_mode: Mode = "sample"
     seed: int | None = None
     wire_dtype: str | None = None
+    hints: Hints = field(default_factory=Hints)
 
     def __post_init__(self) -> None:
         if not isinstance(self.do_scaling, (bool, type(None))):
@@ -67,7 +70,7 @@ class EncodeCall:
     def requests(self) -> list[EncodeRequest]:
         given = self.scaling_factor is not None or self.shift_factor is not None
         scaling = scaling_of(given or self.do_scaling, self.scaling_factor, self.shift_factor)
-        return [EncodeRequest(self._image(), scaling, SampleMode(self.sample_mode), self.seed)]
+        return [EncodeRequest(self._image(), scaling, SampleMode(self.sample_mode), self.seed, self.hints)]
 
     def answer(self, results: Sequence[Result]) -> torch.Tensor | np.ndarray[Any, Any]:
         """Latents `[B, C, h, w]` or `[B, C, T, h, w]`: torch where torch was handed in or is imported anyway."""

@@ -4,7 +4,7 @@ door."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, ClassVar
 
@@ -13,7 +13,10 @@ from PIL import Image
 
 from remote_vae import parameters
 from remote_vae.errors import BadRequest
+from remote_vae.hints import ENCODE_PARAMETERS as HINTS
+from remote_vae.hints import Hints
 from remote_vae.messages import Message, Query, Transfer, deadline_headers, to_base64
+from remote_vae.parameters import Parameter
 from remote_vae.tensors import ITEM_SIZE, RawTensor
 from remote_vae.wire import PROTOCOL, SCALING, SHAPE, Scaling, check_protocol
 
@@ -47,8 +50,12 @@ SAMPLE_MODE = parameters.choice(
     "sample (default), argmax (the mode of the distribution), or moments (mean and log-variance along the channels).",
     {mode.value: mode for mode in SampleMode},
 )
-SEED = parameters.integer("seed", "Of the sample: that of torch.Generator('cpu').manual_seed(seed); random if unset.")
-PARAMETERS = (SHAPE, DTYPE, *SCALING, SAMPLE_MODE, SEED)
+SEED = parameters.integer(
+    "seed",
+    "Of the sample: that of torch.Generator('cpu').manual_seed(seed); random if unset.",
+    minimum=0, maximum=2**63 - 1,
+)  # fmt: skip
+PARAMETERS: tuple[Parameter[Any], ...] = (SHAPE, DTYPE, *SCALING, SAMPLE_MODE, SEED, *HINTS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +68,7 @@ class EncodeRequest:
             is one for videos.
         scaling: applied to the latents: the model's own, `(z - shift) * factor`, or none.
         seed: 0 to 2**63 - 1.
+        hints: what the picture and the config do not tell; without a seed.
         body, reply: how tensors are written over HTTP; a handle does not care.
         deadline_s: seconds for which the client waits, from the moment of sending; None where it does not say.
 
@@ -72,6 +80,7 @@ class EncodeRequest:
     scaling: Scaling = field(default_factory=Scaling)
     sample_mode: SampleMode = SampleMode.SAMPLE
     seed: int | None = None
+    hints: Hints = field(default_factory=Hints)
     body: Transfer = "binary"
     reply: Transfer = "binary"
     deadline_s: float | None = None
@@ -79,6 +88,8 @@ class EncodeRequest:
     verb: ClassVar[str] = "encode"
 
     def __post_init__(self) -> None:
+        # A `seed` on the wire is read for both, and is the sample's.
+        object.__setattr__(self, "hints", replace(self.hints, seed=None))
         if isinstance(self.image, RawTensor):
             shape = self.image.shape
             if self.image.dtype == "uint8" and not (len(shape) in (3, 4) and shape[-1] == 3):
@@ -109,14 +120,16 @@ class EncodeRequest:
         image = self.image
         pixels = (image.data, image.dtype, image.shape) if isinstance(image, RawTensor) else (image, None, None)
         scaling = (self.scaling.own, self.scaling.factor, self.scaling.shift)
-        return (PROTOCOL, *pixels, scaling, self.sample_mode.value, self.seed, self.deadline_s)
+        hints = self.hints.to_plain()
+        return (PROTOCOL, *pixels, scaling, self.sample_mode.value, self.seed, hints, self.deadline_s)
 
     @classmethod
     def from_plain(cls, plain: tuple[Any, ...]) -> EncodeRequest:
         check_protocol(plain, "client")
-        _, data, dtype, shape, scaling, sample_mode, seed, deadline_s = plain
+        _, data, dtype, shape, scaling, sample_mode, seed, hints, deadline_s = plain
         image = data if dtype is None else RawTensor(data, dtype, tuple(shape))
-        return cls(image, Scaling(*scaling), SampleMode(sample_mode), seed, deadline_s=deadline_s)
+        said = Hints.from_plain(hints)
+        return cls(image, Scaling(*scaling), SampleMode(sample_mode), seed, said, deadline_s=deadline_s)
 
     def to_http(self) -> tuple[Query, dict[str, str], bytes | memoryview]:
         """Query, headers and body of the POST to `/<model>/encode`."""
@@ -129,6 +142,7 @@ class EncodeRequest:
         query.append(("sample_mode", self.sample_mode.value))
         if self.seed is not None:
             query.append(("seed", str(self.seed)))
+        query += self.hints.to_query()
         as_base64 = content_type == "tensor/base64"
         headers = {"content-type": content_type, "accept": f"tensor/{self.reply}"} | deadline_headers(self.deadline_s)
         return query, headers, to_base64(data.data) if as_base64 else data.data
@@ -147,6 +161,7 @@ class EncodeRequest:
             scaling=Scaling.of(values),
             sample_mode=SAMPLE_MODE.of(values) or SampleMode.SAMPLE,
             seed=SEED.of(values),
+            hints=Hints.of(values),
             body=message.transfer,
             reply=message.reply,
             deadline_s=message.deadline_s,

@@ -17,6 +17,7 @@ RemoteVAEError
 ├── DeadlineExceeded       504 deadline_exceeded       the server gave up at the request's deadline (a TimeoutError)
 └── (the client's own, never sent)
     ├── ConnectionFailed       connection_failed       nobody answers at the endpoint, or hangs up at once (a ConnectionError)
+    │   └── UntrustedCertificate  untrusted_certificate  the endpoint's certificate is none that this machine trusts
     ├── TimedOut               timed_out               the answer did not come within the client's timeout (a TimeoutError)
     ├── BrokenReply            broken_reply            what came back is no answer of this protocol
     │   └── ConnectionLost     connection_lost         the connection broke in the middle of the answer
@@ -123,6 +124,10 @@ class DeadlineExceeded(RemoteVAEError, TimeoutError):
 
 class ConnectionFailed(RemoteVAEError, ConnectionError):
     code = "connection_failed"
+
+
+class UntrustedCertificate(ConnectionFailed):
+    code = "untrusted_certificate"
 
 
 class TimedOut(RemoteVAEError, TimeoutError):

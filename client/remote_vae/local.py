@@ -32,6 +32,8 @@ from remote_vae.wire import Provenance, Result, Scaling
 logger = logging.getLogger(__name__)
 NOT_THE_USERS = (BrokenReply, ConnectionFailed, DeadlineExceeded, InternalError, TimedOut, Unavailable)
 """Errors that a local decode can make good. What is wrong with a request is wrong here too."""
+HONOURED = ("denormalised",)
+"""Hints that mean the same here as on a server."""
 
 
 class WithFallback(Transport):
@@ -83,6 +85,9 @@ class WithFallback(Transport):
     async def send_ref_async(self, request: Request) -> Any:
         return await self._server.send_ref_async(request)
 
+    def in_place_of(self, error: RemoteVAEError, request: Request) -> Result:
+        return self._local.in_place_of(error, request)
+
     def refuse_blocking(self) -> None:
         self._server.refuse_blocking()
 
@@ -119,10 +124,13 @@ class LocalTransport:
         """The result, made here; the error where that cannot be.
 
         Raises:
-            BadRequest: what a server would have said of the request.
+            BadRequest: what a server would have said of the request; or it has hints that would be lost here.
         """
         if isinstance(request, DecodeRequest) and request.output is Output.MP4:
             raise error  # there is no encoder of videos in the light client
+        if lost := [name for name in request.hints.said() if name not in HONOURED]:
+            raise BadRequest(f"The local fallback knows nothing of {', '.join(lost)} and would give other pixels; the server "
+                             f"said: {error}", parameter=lost[0]) from error  # fmt: skip
         logger.warning("%s: decoding with the local fallback", error)
         import torch
 
@@ -151,7 +159,7 @@ class LocalTransport:
         # As a server: in the wider of both dtypes, but HunyuanVideo's pipelines cast before they scale.
         wider = torch.promote_types(latents.dtype, self._vae.dtype)
         latents = latents.to(self._vae.dtype if self._is_for_videos() else wider)
-        ready = self._scaled(latents, request.scaling, inverse=False).to(self._vae.device, self._vae.dtype)
+        ready = self._scaled(latents, _scaling_of(request), inverse=False).to(self._vae.device, self._vae.dtype)
         _refuse_infinity(ready, "latents")
         pixels = self._vae.decode(ready, return_dict=False)[0].cpu()
         if images_of_video:
@@ -193,7 +201,7 @@ class LocalTransport:
         else:
             generator = None if request.seed is None else torch.Generator("cpu").manual_seed(request.seed)
             latents = encoded.latent_dist.sample(generator)
-        scaled = self._scaled(latents, request.scaling, inverse=True)
+        scaled = self._scaled(latents, _scaling_of(request), inverse=True)
         return from_array(scaled if frames is None else scaled.unflatten(0, (-1, frames)).transpose(1, 2))
 
     def _unpacked(self, request: DecodeRequest) -> Any:
@@ -264,6 +272,11 @@ class LocalTransport:
 
     def _is_for_videos(self) -> bool:
         return any(weight.ndim == 5 for weight in self._vae.parameters())
+
+
+def _scaling_of(request: Request) -> Scaling:
+    """Without the model's own convention where there is nothing for it to undo."""
+    return Scaling() if request.scaling.own and request.hints.denormalised else request.scaling
 
 
 def _refuse_infinity(tensor: Any, what: str) -> None:

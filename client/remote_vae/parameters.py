@@ -55,24 +55,28 @@ def integers(name: str, meaning: str) -> Parameter[tuple[int, ...]]:
     return Parameter(name, meaning, {"type": "array", "items": {"type": "integer"}}, _integers)
 
 
-def integer(name: str, meaning: str) -> Parameter[int]:
+def integer(name: str, meaning: str, **bounds: int) -> Parameter[int]:
+    """`bounds`: words of JSON schema, such as `minimum`; who holds the value keeps them."""
+
     def read(name: str, sent: Sequence[str]) -> int:
         values = _integers(name, sent)
         if len(values) != 1:
             raise BadRequest(f"{name} has {len(values)} values; expected one", parameter=name)
         return values[0]
 
-    return Parameter(name, meaning, {"type": "integer"}, read)
+    return Parameter(name, meaning, {"type": "integer", **bounds}, read)
 
 
-def number(name: str, meaning: str) -> Parameter[float]:
+def number(name: str, meaning: str, **bounds: float) -> Parameter[float]:
+    """`bounds` as of `integer`."""
+
     def read(name: str, sent: Sequence[str]) -> float:
         try:
             return float(sent[-1])
         except ValueError:
             raise BadRequest(f"{name} is {sent[-1][:80]!r}; expected a number", parameter=name) from None
 
-    return Parameter(name, meaning, {"type": "number"}, read)
+    return Parameter(name, meaning, {"type": "number", **bounds}, read)
 
 
 def boolean(name: str, meaning: str) -> Parameter[bool]:

@@ -14,6 +14,7 @@ from remote_vae.errors import (
     RemoteVAEError,
     TimedOut,
     Unavailable,
+    UntrustedCertificate,
 )
 
 Timeout = float | tuple[float | None, float | None] | None
@@ -28,6 +29,8 @@ LONGEST_WAIT_S = 10**6
 """A socket's time-out holds no more than 2**31 milliseconds."""
 WORTH_ANOTHER = (Unavailable, ConnectionFailed, ConnectionLost)
 """Errors that time may mend; a decode sent twice does no harm."""
+NOT_WORTH_ANOTHER = (ModelFailed, UntrustedCertificate)
+"""Those of them that it will not."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,9 @@ class Tries:
         it so that clients do not come back all at once. Raises the error where no other try is worth it."""
         self._failed += 1
         asked = error.retry_after or 0.0
-        mendable = isinstance(error, WORTH_ANOTHER) and not isinstance(error, ModelFailed) and asked <= LONGEST_PAUSE_S
+        mendable = (
+            isinstance(error, WORTH_ANOTHER) and not isinstance(error, NOT_WORTH_ANOTHER) and asked <= LONGEST_PAUSE_S
+        )
         if not mendable or self._failed > self._patience.retries:
             raise error
         backoff = min(FIRST_PAUSE_S * 2.0 ** min(self._failed - 1, 32), LONGEST_PAUSE_S)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import http.client
 import json
 import os
 import re
@@ -28,9 +27,11 @@ from remote_vae.errors import (
     ConnectionLost,
     RemoteVAEError,
     TimedOut,
+    UntrustedCertificate,
 )
 from remote_vae.patience import DEFAULT_PATIENCE, Patience, Tries
 from remote_vae.protocol import Request
+from remote_vae.reasons import is_distrust, is_late, is_no_http
 from remote_vae.wire import Result
 
 T = TypeVar("T")
@@ -95,6 +96,10 @@ class Transport(ABC):
 
     async def send_ref_async(self, request: Request) -> Any:
         return self.send_ref(request)
+
+    def in_place_of(self, error: RemoteVAEError, request: Request) -> Result:
+        """A result made otherwise, where that of the server could not be read; raises the error where there is none."""
+        raise error
 
     def refuse_blocking(self) -> None:
         """Raise BlockingCall where this thread must not wait."""
@@ -236,10 +241,15 @@ class HttpTransport(Transport):
         except (requests.Timeout, urllib3.exceptions.TimeoutError) as error:
             raise self._late() from error
         except requests.ConnectionError as error:
-            if _is_late(error):
+            if is_late(error):
                 raise self._late() from error
-            if _is_no_http(error):
+            if is_no_http(error):
                 raise BrokenReply(f"{self._shown} answered with something that is no HTTP") from error
+            if is_distrust(error):
+                raise UntrustedCertificate(
+                    f"{self._shown} has a certificate that this machine does not trust; if you do, set REQUESTS_CA_BUNDLE to "
+                    "the file of those who signed it"
+                ) from error
             raise ConnectionFailed(f"{self._shown} cannot be reached; is the server running?") from error
         except (requests.exceptions.InvalidURL, ValueError):
             # The cause would show the URL, with the token in it.
@@ -321,20 +331,3 @@ def _authorization(token: str | None) -> Callable[[requests.PreparedRequest], re
         return prepared
 
     return authorise
-
-
-def _is_no_http(error: requests.ConnectionError) -> bool:
-    """Whether the peer sent something, and it was not HTTP. (A peer that hangs up is a RemoteDisconnected.)"""
-    return any(
-        isinstance(reason, http.client.HTTPException) and not isinstance(reason, http.client.RemoteDisconnected)
-        for reason in _reasons(error)
-    )
-
-
-def _is_late(error: requests.ConnectionError) -> bool:
-    """Whether it was the time: what runs out while a body is sent is no Timeout to `requests`."""
-    return any(isinstance(reason, TimeoutError) for reason in _reasons(error))
-
-
-def _reasons(error: requests.ConnectionError) -> tuple[object, ...]:
-    return getattr(error.args[0], "args", ()) if error.args else ()

@@ -22,7 +22,7 @@ from remote_vae.messages import Query, Transfer
 from remote_vae.parameters import Values
 from remote_vae.tensors import RawTensor
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Version of the tuples that cross a Ray handle; both sides must have the same."""
 
 SHAPE = parameters.integers("shape", "Sizes of the tensor's axes: repeated keys, a JSON list or a comma list.")

@@ -189,9 +189,9 @@ def add(source: str, subfolder: str | None, name: str | None) -> None:
     """
     from remote_vae.errors import ModelFailed
     from remote_vae_serve import weights
+    from remote_vae_serve.autoencoders import GENERIC
     from remote_vae_serve.catalogue import NAME
     from remote_vae_serve.config import VAEConfig
-    from remote_vae_serve.families import GENERIC
     from remote_vae_serve.http import RESERVED
     from remote_vae_serve.model_config import latent_space
 

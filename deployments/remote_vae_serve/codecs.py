@@ -15,7 +15,7 @@ from remote_vae.decoding import Output
 from remote_vae.errors import BadRequest
 from remote_vae.tensors import from_array
 from remote_vae.wire import Result
-from remote_vae_serve.families import Media
+from remote_vae_serve.layouts import Media
 from remote_vae_serve.png import to_png
 from remote_vae_serve.transfer import HostCopy
 from remote_vae_serve.video import to_mp4

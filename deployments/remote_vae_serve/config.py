@@ -7,7 +7,10 @@ import difflib
 import os
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from remote_vae.errors import BadRequest
+from remote_vae.hints import Hints
 
 DType = Literal["auto", "float16", "bfloat16", "float32"]
 Device = Literal["auto", "cuda", "cpu"]
@@ -119,8 +122,26 @@ class VAEConfig(DoorConfig):
         description="`auto` decodes requests of one shape that wait together as one batch; `off` gives pixels that do not "
         "depend on the neighbours, to the last place.",
     )
+    hints: dict[str, bool | int | float | str] = Field(
+        default_factory=dict,
+        description="What only a human can say of this model's latents (docs/models.md), for requests that do not say it, e.g. "
+        "{sigma_data: 0.5}.",
+    )
+    config: dict[str, float | int | bool] = Field(
+        default_factory=dict,
+        description="Numbers that this model's pipeline takes for those of its config.json, e.g. {shift_factor: 0} for "
+        "Kandinsky 5.",
+    )
     threads: int | None = Field(
         None, gt=0, description="Torch's threads; if unset as many as num_cpus, or every core where that is below 1."
     )
     retry_s: float = Field(30, gt=0, description="Seconds after which a model that could not be loaded is tried again.")
     fake: FakeEngineConfig | None = Field(None, description="Use the fake engine instead of the source's weights.")
+
+    @field_validator("hints")
+    @classmethod
+    def _known_hints(cls, hints: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return Hints.from_plain(hints).to_plain()
+        except BadRequest as error:
+            raise ValueError(error.message) from None

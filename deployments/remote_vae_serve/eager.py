@@ -16,17 +16,18 @@ import torch
 
 from remote_vae.encoding import SampleMode
 from remote_vae.errors import BadRequest, ModelFailed, RemoteVAEError, Unavailable
+from remote_vae.hints import Hints
 from remote_vae_serve import weights
 from remote_vae_serve.budget import GIB, budget
 from remote_vae_serve.config import VAEConfig
 from remote_vae_serve.engine import Decoded, Encoded, Engine, NotTogether
-from remote_vae_serve.families import Size
 from remote_vae_serve.finite import is_finite
 from remote_vae_serve.forecast import Forecast, on_meta
+from remote_vae_serve.layouts import SAID_NOTHING, Said
 from remote_vae_serve.model_config import filled_in, latent_space
 from remote_vae_serve.out_of_memory import is_out_of_memory, load_reason
 from remote_vae_serve.tiling import WHOLE, Plan, plans, view
-from remote_vae_serve.work import IN_WORDS, Work, one_by_one, run_of
+from remote_vae_serve.work import ENCODE, Work, one_by_one, run_of
 
 logger = logging.getLogger("ray.serve")
 
@@ -53,7 +54,8 @@ class EagerEngine(Engine):
         self._set_threads()
         self._weights = weights.fetch(self._config)
         self.model_config = filled_in(self._weights.config(), self._config.source)
-        self.space = latent_space(self._weights.config(), self._config.source)
+        self.space = latent_space(self._weights.config(), self._config.source, self._config.config)
+        self.hints = Hints.from_plain(self._config.hints)
         self.dtype = self._resolve(self._config.dtype, self.space.family.safe_dtype(self.space, self.device))
         safe = self.space.family.safe_encode_dtype(self.space, self.device)
         self.encode_dtype = self._resolve(self._config.encode_dtype, safe)
@@ -68,16 +70,17 @@ class EagerEngine(Engine):
                 f"{self._config.source} takes {_gib(self.forecast(self.dtype).weights)} for its weights alone, and `memory` "
                 f"leaves this replica {_gib(self._budget)}; give it more"
             )
-        self._model(self.dtype)
+        self.space = self.space.with_statistics_of(self._model(self.dtype))
         for shape in self._config.warm_up:
             self._warm_up(shape)
 
     def _warm_up(self, shape: tuple[int, ...]) -> None:
         zeros = torch.zeros(shape)
         try:
-            layout = self.space.family.layout_of(zeros, self.space, Size())
-            latents = layout.unpack(zeros, self.space, Size()).to(self.dtype)
-            self.decode(latents, self.plan_decode(tuple(latents.shape)))
+            said = Said(hints=self.hints)
+            layout = self.space.family.layout_of(zeros, self.space, said)
+            latents = layout.unpack(zeros, self.space, said).to(self.dtype)
+            self.decode(latents, self.plan_decode(tuple(latents.shape), said), said)
         except RemoteVAEError as error:
             raise ModelFailed(f"warm_up {list(shape)}: {error.message}") from error
         except Exception as error:  # out of the constructor it would have Serve start the replica again for ever
@@ -122,7 +125,7 @@ class EagerEngine(Engine):
         with self._forecasting:
             if dtype not in self._forecasts:
                 graph = on_meta(getattr(diffusers, self.space.class_name), self.model_config, dtype)
-                self._forecasts[dtype] = Forecast(graph, self.space.family.tile, self.space.ratio, self.dtype)
+                self._forecasts[dtype] = Forecast(graph, self.space, self.dtype)
             return self._forecasts[dtype]
 
     @property
@@ -135,18 +138,18 @@ class EagerEngine(Engine):
         # A copy: the device's thread loads a model while others plan.
         return self._budget - sum(self.forecast(one).weights for one in {dtype, *tuple(self._models)})
 
-    def plan_decode(self, shape: tuple[int, ...]) -> Plan:
-        return self._plan("decode", shape, self.dtype)
+    def plan_decode(self, shape: tuple[int, ...], said: Said = SAID_NOTHING) -> Plan:
+        return self._plan(Work("decode", said), shape, self.dtype)
 
     def plan_encode(self, shape: tuple[int, ...]) -> Plan:
-        return self._plan("encode", shape, self.encode_dtype)
+        return self._plan(ENCODE, shape, self.encode_dtype)
 
     def _plan(self, work: Work, shape: tuple[int, ...], dtype: torch.dtype, than: Plan | None = None) -> Plan:
         """The plan that fits and takes most, less `than` another. Raises BadRequest."""
-        height, width = (size * (self.space.ratio if work == "decode" else 1) for size in shape[-2:])
+        height, width = (size * (self.space.ratio if work.kind == "decode" else 1) for size in shape[-2:])
         family = self.space.family
         # An encoder's batch is told apart in the last place: where it fits, it stays what diffusers makes of it.
-        has_batches = work == "encode" or family.decodes_batches
+        has_batches = work.kind == "encode" or family.decodes_batches
         options = plans(height, width, family.tile is not None, shape[0], has_batches)
         free, needed = self._free_for(dtype), []
         for plan in options:
@@ -157,45 +160,47 @@ class EagerEngine(Engine):
         least = "in the smallest tiles" if options[-1].tile else "one by one"
         less = f", and {_gib(needed[-1])} {least}" if len(needed) > 1 else ""
         raise BadRequest(
-            f"{IN_WORDS[work]} of shape {list(shape)} takes {_gib(max(needed, default=0))} of memory{less}; this replica has "
+            f"{work.in_words} of shape {list(shape)} takes {_gib(max(needed, default=0))} of memory{less}; this replica has "
             f"{_gib(free)} for it. Send a smaller batch or picture",
             parameter="shape",
         )
 
-    def group_limit(self, shape: tuple[int, ...], plan: Plan) -> int:
+    def group_limit(self, shape: tuple[int, ...], plan: Plan, said: Said = SAID_NOTHING) -> int:
         # What is done one by one gains nothing from company.
-        if self._config.batching == "off" or not self.space.family.decodes_batches or plan.one_by_one:
+        family = self.space.family
+        if self._config.batching == "off" or not family.decodes_batches or family.draws or plan.one_by_one:
             return 1
-        one = self.forecast(self.dtype).decode((1, *shape[1:]), plan)
+        one = self.forecast(self.dtype).of(Work("decode", said), (1, *shape[1:]), plan)
         return max(shape[0], min(MAX_GROUP, self.free // max(one, 1)))
 
     @torch.inference_mode()
-    def decode(self, latents: torch.Tensor, plan: Plan = WHOLE) -> Decoded:
-        decoded = self._decode(latents, plan, self.dtype)
+    def decode(self, latents: torch.Tensor, plan: Plan = WHOLE, said: Said = SAID_NOTHING) -> Decoded:
+        work = Work("decode", said)
+        decoded = self._decode(work, latents, plan, self.dtype)
         if is_finite(decoded.pixels):
             return decoded
         plan = decoded.plan
         del decoded  # what follows needs its memory
         if len(latents) == 1:
-            return self._decode_in_float32(latents, latents.shape)
-        return self._decode_apart(latents, plan)
+            return self._decode_in_float32(work, latents, latents.shape)
+        return self._decode_apart(work, latents, plan)
 
     @torch.inference_mode()
-    def decode_together(self, latents: torch.Tensor, plan: Plan) -> Decoded:
-        pixels = self._attempt("decode", latents, plan, self.dtype)
+    def decode_together(self, latents: torch.Tensor, plan: Plan, said: Said = SAID_NOTHING) -> Decoded:
+        pixels = self._attempt(Work("decode", said), latents, plan, self.dtype)
         if pixels is None or not is_finite(pixels):
             raise NotTogether
         return Decoded(pixels, self.dtype, plan)
 
-    def _decode_apart(self, latents: torch.Tensor, plan: Plan) -> Decoded:
+    def _decode_apart(self, work: Work, latents: torch.Tensor, plan: Plan) -> Decoded:
         """A batch some of which is not finite: whichever it is, the others get what they would have got alone."""
         dtypes, used = [self.dtype], [plan]
 
         def one(sample: torch.Tensor) -> torch.Tensor:
-            decoded = self._decode(sample, plan.each, self.dtype)
+            decoded = self._decode(work, sample, plan.each, self.dtype)
             if not is_finite(decoded.pixels):
                 del decoded
-                decoded = self._decode_in_float32(sample, latents.shape)
+                decoded = self._decode_in_float32(work, sample, latents.shape)
             dtypes.append(decoded.dtype)
             used.append(decoded.plan)
             return decoded.pixels
@@ -204,12 +209,12 @@ class EagerEngine(Engine):
         smallest = min(used, key=lambda plan: math.inf if plan.tile is None else plan.tile)
         return Decoded(pixels, max(dtypes, key=lambda dtype: dtype.itemsize), smallest)
 
-    def _decode_in_float32(self, sample: torch.Tensor, batch: tuple[int, ...]) -> Decoded:
+    def _decode_in_float32(self, work: Work, sample: torch.Tensor, batch: tuple[int, ...]) -> Decoded:
         """A sample of a batch of that shape, whose pixels so far need room beside it."""
         if self.dtype is not torch.float32:
             self.happened("float32")
-            plan = self._plan("decode", tuple(batch), torch.float32, WHOLE if batch[0] > 1 else None)
-            decoded = self._decode(sample, plan.each, torch.float32)
+            plan = self._plan(work, tuple(batch), torch.float32, WHOLE if batch[0] > 1 else None)
+            decoded = self._decode(work, sample, plan.each, torch.float32)
             if is_finite(decoded.pixels):
                 return decoded
         raise BadRequest(
@@ -218,8 +223,8 @@ class EagerEngine(Engine):
             parameter="tensor",
         )
 
-    def _decode(self, latents: torch.Tensor, plan: Plan, dtype: torch.dtype) -> Decoded:
-        pixels, plan = self._within_memory("decode", latents, plan, dtype)
+    def _decode(self, work: Work, latents: torch.Tensor, plan: Plan, dtype: torch.dtype) -> Decoded:
+        pixels, plan = self._within_memory(work, latents, plan, dtype)
         return Decoded(pixels, dtype, plan)
 
     def _within_memory(
@@ -243,12 +248,14 @@ class EagerEngine(Engine):
         needed = forecast.of(work, tuple(batch.shape), plan)
         self.make_room(self._free_for(dtype) - needed)
         seen = view(model, plan, self.space.family.tile, self.space.ratio)
-        run = run_of(work, seen, self.dtype, self._found)
+        run = run_of(work, seen, self.space, self.dtype, self._found)
         try:
             with self._measured(forecast, needed):
                 given = self._to_device(batch, dtype)
                 return one_by_one(run, given) if plan.one_by_one else run(given)
         except Exception as error:
+            if (recover := self.space.family.recover) is not None:
+                recover(model)
             if not is_out_of_memory(error):
                 raise
         # Outside of `except`: until its end the traceback keeps the tensors of the failed run alive.
@@ -293,7 +300,7 @@ class EagerEngine(Engine):
             self.happened("float32")
             if generator is not None and seeded is not None:
                 generator.set_state(seeded)
-            plan = self._plan("encode", tuple(pixels.shape), torch.float32)
+            plan = self._plan(ENCODE, tuple(pixels.shape), torch.float32)
             encoded = self._encode(pixels, plan, torch.float32, mode, generator)
         if not is_finite(encoded.latents):
             raise BadRequest(
@@ -308,7 +315,7 @@ class EagerEngine(Engine):
     def _encode(
         self, pixels: torch.Tensor, plan: Plan, dtype: torch.dtype, mode: SampleMode, generator: torch.Generator | None
     ) -> Encoded:
-        latents, plan = self._within_memory("encode", pixels, plan, dtype)
+        latents, plan = self._within_memory(ENCODE, pixels, plan, dtype)
         if self._distribution is not None and mode is not SampleMode.MOMENTS:
             distribution = self._distribution(latents)
             latents = distribution.sample(generator) if mode is SampleMode.SAMPLE else distribution.mode()

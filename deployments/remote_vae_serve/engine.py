@@ -16,10 +16,13 @@ import torch
 from remote_vae.decoding import DecodeRequest, Output
 from remote_vae.encoding import EncodeRequest, SampleMode
 from remote_vae.errors import BadRequest
+from remote_vae.hints import Hints
 from remote_vae.tensors import view_as_torch
 from remote_vae_serve import codecs
-from remote_vae_serve.families import ONE_IMAGE, LatentSpace, Layout, Size, scale_and_shift, shift_and_scale
+from remote_vae_serve.conventions import scale_and_shift, shift_and_scale
+from remote_vae_serve.families import LatentSpace
 from remote_vae_serve.finite import is_finite
+from remote_vae_serve.layouts import SAID_NOTHING, Layout, Said, channels_last
 from remote_vae_serve.pictures import Prepared, prepare
 from remote_vae_serve.tiling import WHOLE, Plan
 
@@ -31,6 +34,7 @@ class Unpacked:
     latents: torch.Tensor
     layout: Layout
     shape: tuple[int, ...]
+    said: Said
     plan: Plan
     group_limit: int
 
@@ -85,6 +89,8 @@ class Engine(ABC):
     encode_dtype: torch.dtype
     device: str
     model_config: Mapping[str, Any] = {}
+    hints: Hints = Hints()
+    """What the application says of all its latents; a request's own hints go before."""
     happened: Callable[[str], None] = staticmethod(lambda event: None)
     """Told of what an operator counts: `tiled`, `float32`, `out_of_memory`."""
     make_room: Callable[[int], None] = staticmethod(lambda spare: None)
@@ -95,7 +101,7 @@ class Engine(ABC):
     def load(self) -> None:
         """Bring the weights to the device and warm up. Raises ModelFailed with the reason, for people."""
 
-    def plan_decode(self, shape: tuple[int, ...]) -> Plan:
+    def plan_decode(self, shape: tuple[int, ...], said: Said = SAID_NOTHING) -> Plan:
         """How latents of that shape, `[B, C, (T,) h, w]`, are decoded within the memory there is.
 
         Raises:
@@ -108,26 +114,29 @@ class Engine(ABC):
         `plan_decode`."""
         return WHOLE
 
-    def group_limit(self, shape: tuple[int, ...], plan: Plan) -> int:
+    def group_limit(self, shape: tuple[int, ...], plan: Plan, said: Said = SAID_NOTHING) -> int:
         """Largest batch that latents of that shape may be decoded in, together with others of it."""
         return 1
 
     @abstractmethod
-    def decode(self, latents: torch.Tensor, plan: Plan = WHOLE) -> Decoded:
-        """Decode denormalised latents `[B, C, h, w]` of `dtype`, which are on the host.
+    def decode(self, latents: torch.Tensor, plan: Plan = WHOLE, said: Said = SAID_NOTHING) -> Decoded:
+        """Decode denormalised latents `[B, C, (T,) h, w]` of `dtype`, which are on the host.
+
+        Args:
+            said: what the request says of how.
 
         Raises:
             BadRequest: the pixels are not finite, whatever they are computed in.
             Unavailable: out of memory, in the smallest tiles too.
         """
 
-    def decode_together(self, latents: torch.Tensor, plan: Plan) -> Decoded:
+    def decode_together(self, latents: torch.Tensor, plan: Plan, said: Said = SAID_NOTHING) -> Decoded:
         """Decode samples of several requests at once: all as it was planned, or none.
 
         Raises:
             NotTogether: one of them made NaN or infinity, or memory ran out.
         """
-        return self.decode(latents, plan)
+        return self.decode(latents, plan, said)
 
     @abstractmethod
     def encode(
@@ -151,8 +160,9 @@ class Engine(ABC):
         return Encoded(self.encode(pixels, mode, generator), self.encode_dtype)
 
     def leave(self, pixels: torch.Tensor, output: Output) -> torch.Tensor:
-        """What leaves the device of decoded pixels for an output: see `codecs.leave`."""
-        return codecs.leave(pixels, output)
+        """What leaves the device of decoded pixels for an output: see `codecs.leave`. PT are the decoder's own numbers."""
+        to_signed = self.space.family.range.to_signed
+        return codecs.leave(pixels if to_signed is None or output is Output.PT else to_signed(pixels), output)
 
     def on_device(self) -> AbstractContextManager[object]:
         """Entered once by the thread that calls `decode` and `encode`."""
@@ -178,18 +188,24 @@ class Engine(ABC):
             BadRequest: naming the parameter.
         """
         latents = view_as_torch(request.latents)  # nothing here, and no decoder, writes to its input
-        size = Size(request.height, request.width)
-        layout = self.space.family.layout_of(latents, self.space, size)
-        batch = 1 if layout is ONE_IMAGE else latents.shape[0]
-        codecs.check_output(request.output, batch, layout.media)
+        said = self._said(request)
+        layout = self.space.family.layout_of(latents, self.space, said)
         wider = torch.promote_types(latents.dtype, self.dtype)
-        unpacked = layout.unpack(latents, self.space, size).to(self.dtype if self.space.family.cast_first else wider)
+        unpacked = layout.unpack(latents, self.space, said).to(self.dtype if self.space.family.cast_first else wider)
+        unpacked = _without_first(unpacked, said.hints.drop_frames)
+        videos = layout.media == "video"
+        # Frames that are decoded as images are a batch of them here.
+        batch = latents.shape[0] if videos else unpacked.shape[0]
+        frames = unpacked.shape[2] if unpacked.ndim == 5 else unpacked.shape[0] // batch
+        codecs.check_output(
+            request.output, batch, "image" if videos and frames == 1 and request.output.is_image else layout.media
+        )
         height, width = (size * self.space.ratio for size in unpacked.shape[-2:])
         codecs.check_size(request.output, height, width)
-        plan = self.plan_decode(tuple(unpacked.shape))
+        plan = self.plan_decode(tuple(unpacked.shape), said)
         scaling = request.scaling
         scaled = (
-            self.space.denormalise(unpacked)
+            self.space.denormalise(unpacked, said)
             if scaling.own
             else scale_and_shift(unpacked, scaling.factor, scaling.shift)
         )
@@ -202,7 +218,17 @@ class Engine(ABC):
             raise BadRequest(
                 "The latents contain NaN or infinity; nothing can be decoded from them", parameter="tensor"
             )
-        return Unpacked(ready, layout, tuple(latents.shape), plan, self.group_limit(tuple(ready.shape), plan))
+        limit = self.group_limit(tuple(ready.shape), plan, said)
+        return Unpacked(ready, layout, tuple(latents.shape), said, plan, limit)
+
+    def _said(self, request: DecodeRequest) -> Said:
+        """What the request or the application says of the latents. Raises BadRequest for what means nothing to this model."""
+        takes = self.space.takes
+        for name in request.hints.said():
+            if name not in (*takes, "seed"):  # of what draws nothing every seed makes the same
+                known = f"; it takes {', '.join(takes)}" if takes else ""
+                raise BadRequest(f"{name} means nothing to {self.space.class_name}{known}", parameter=name)
+        return Said(request.height, request.width, request.hints.or_else(self.hints))
 
     def prepare(self, request: EncodeRequest) -> Prepared:
         """The pixels of a request as the encoder takes them, in `encode_dtype`. Raises BadRequest naming the parameter."""
@@ -218,7 +244,25 @@ class Engine(ABC):
     def pack(self, latents: torch.Tensor, prepared: Prepared, request: EncodeRequest) -> torch.Tensor:
         """What the encoder gave, in the convention that the request asks for: `[B, C, h, w]` or `[B, C, T, h, w]`."""
         scaling = request.scaling
+        said = Said(hints=request.hints.or_else(self.hints))
         scaled = (
-            self.space.normalise(latents) if scaling.own else shift_and_scale(latents, scaling.factor, scaling.shift)
+            self.space.normalise(latents, said)
+            if scaling.own
+            else shift_and_scale(latents, scaling.factor, scaling.shift)
         )
-        return prepared.unfold(scaled)
+        if request.sample_mode is SampleMode.MOMENTS:
+            return prepared.unfold(scaled)
+        encoded = self.space.family.encoded
+        made = prepared.unfold(scaled if encoded is None else encoded(scaled))
+        return channels_last(made) if said.hints.layout == "channels_last" else made
+
+
+def _without_first(latents: torch.Tensor, count: int | None) -> torch.Tensor:
+    """Without so many leading frames. Raises BadRequest where nothing would be left."""
+    if not count or latents.ndim != 5:
+        return latents
+    if count >= latents.shape[2]:
+        raise BadRequest(
+            f"drop_frames is {count}, and the latents have {latents.shape[2]} frames", parameter="drop_frames"
+        )
+    return latents[:, :, count:]

@@ -10,9 +10,10 @@ from torch.nn.functional import interpolate
 
 from remote_vae.decoding import Output
 from remote_vae.encoding import SampleMode
+from remote_vae_serve.autoencoders import latent_space_of
 from remote_vae_serve.config import FakeEngineConfig
 from remote_vae_serve.engine import Decoded, Engine
-from remote_vae_serve.families import LatentSpace
+from remote_vae_serve.layouts import SAID_NOTHING, Said
 from remote_vae_serve.tiling import WHOLE, Plan
 
 TILE = 1024
@@ -28,7 +29,7 @@ class FakeEngine(Engine):
 
     def load(self) -> None:
         fields = {"latent_channels": self._config.channels, "block_out_channels": [1] * 4, "scaling_factor": 1.0}
-        self.space = LatentSpace.of("AutoencoderKL", fields)
+        self.space = latent_space_of("AutoencoderKL", fields)
         if self._config.pixels is not None:
             _ = self._ready
 
@@ -38,7 +39,7 @@ class FakeEngine(Engine):
         assert self._config.pixels is not None
         return picture(*self._config.pixels)
 
-    def decode(self, latents: torch.Tensor, plan: Plan = WHOLE) -> Decoded:
+    def decode(self, latents: torch.Tensor, plan: Plan = WHOLE, said: Said = SAID_NOTHING) -> Decoded:
         self._wait(latents.shape[0] * latents.shape[-2] * latents.shape[-1] * self.space.ratio**2)
         if self._config.pixels is not None:
             return Decoded(self._ready.permute(0, 3, 1, 2).expand(len(latents), -1, -1, -1), self.dtype)

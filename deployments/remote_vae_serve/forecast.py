@@ -23,8 +23,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from remote_vae.decoding import Output
 from remote_vae_serve.codecs import leave
+from remote_vae_serve.families import LatentSpace
 from remote_vae_serve.tiling import WHOLE, Plan, view
-from remote_vae_serve.work import PART, Work, run_of
+from remote_vae_serve.work import DECODE, ENCODE, Work, run_of
 
 logger = logging.getLogger("ray.serve")
 
@@ -43,23 +44,18 @@ class Forecast:
 
     Args:
         model: of the class and the dtype in question, on the meta device.
-        tile: how to turn its tiling on.
-        ratio: pixels along an edge for each latent.
+        space: what it says of its latents.
         pixels: the dtype that what it decodes is wanted in; None for its own.
     """
 
-    def __init__(
-        self, model: Any, tile: Callable[[Any, int, int], None] | None, ratio: int, pixels: torch.dtype | None = None
-    ) -> None:
+    def __init__(self, model: Any, space: LatentSpace, pixels: torch.dtype | None = None) -> None:
         self._model = model
-        self._tile = tile
-        self._ratio = ratio
+        self._space = space
         self._running, self._learning = threading.Lock(), threading.Lock()
         self._excess = 1.0
         self._dtype = next(model.parameters()).dtype
         self._pixels = pixels or self._dtype
-        self._decode = lru_cache(1024)(partial(self._run, "decode"))
-        self._encode = lru_cache(1024)(partial(self._run, "encode"))
+        self._counted = lru_cache(2048)(self._run)
 
     @property
     def weights(self) -> int:
@@ -69,15 +65,15 @@ class Forecast:
     def decode(self, shape: tuple[int, ...], plan: Plan) -> int:
         """Bytes at the peak of decoding latents of that shape, `[B, C, (T,) h, w]`, theirs included, and of bringing the pixels
         into the form that leaves the device; 0 where nothing is known."""
-        return int(self._decode(shape, plan) * self._excess)
+        return self.of(DECODE, shape, plan)
 
     def encode(self, shape: tuple[int, ...], plan: Plan = WHOLE) -> int:
         """Bytes at the peak of encoding pixels of that shape, `[B, 3, (T,) H, W]`, theirs included; 0 where nothing is known."""
-        return int(self._encode(shape, plan) * self._excess)
+        return self.of(ENCODE, shape, plan)
 
     def of(self, work: Work, shape: tuple[int, ...], plan: Plan) -> int:
-        """`decode` or `encode`."""
-        return self.decode(shape, plan) if work == "decode" else self.encode(shape, plan)
+        """As `decode` or `encode`, whatever is said of how."""
+        return int(self._counted(work.unseeded, shape, plan) * self._excess)
 
     def learn(self, predicted: int, taken: int) -> None:
         """Remember that more was taken than predicted: workspaces of convolutions, what an allocator cannot use."""
@@ -102,11 +98,12 @@ class Forecast:
 
     def _count(self, work: Work, shape: tuple[int, ...], plan: Plan) -> int:
         batch, *middle, height, width = shape
-        model = view(self._model, plan, self._tile, self._ratio)
+        ratio = self._space.ratio
+        model = view(self._model, plan, self._space.family.tile, ratio)
         edges, in_tiles = (height, width), False
         if plan.tile is not None and model is not self._model:
-            step = 1 if work == "decode" else self._ratio  # a part of a picture is one of whole latents
-            tiles = math.prod(math.ceil(edge // step * self._ratio / plan.tile) for edge in edges)
+            step = 1 if work.kind == "decode" else ratio  # a part of a picture is one of whole latents
+            tiles = math.prod(math.ceil(edge // step * ratio / plan.tile) for edge in edges)
             edges = _part_of(height // step, width // step, MOST_TILES / tiles)
             edges = edges[0] * step, edges[1] * step
             in_tiles = True
@@ -114,13 +111,13 @@ class Forecast:
         given = self._empty((at_once, *middle, *edges))
         # The lock is here, not around the cache: what is known already is told while another shape is being counted.
         with self._running, LiveBytes() as live, torch.inference_mode(), _FusedAttention():
-            with _each_tile_once(model, PART[work], live) if in_tiles else nullcontext():
-                made = run_of(work, model, self._pixels)(given)
+            with _each_tile_once(model, work.part, live) if in_tiles else nullcontext():
+                made = run_of(work, model, self._space, self._pixels)(given)
             peak = int(given.nbytes + live.peak)
         if at_once < batch:
             made = made.new_empty((batch, *made.shape[1:]))
             peak += made.nbytes + given.nbytes * (batch - 1)
-        if work == "decode":
+        if work.kind == "decode":
             peak = max(peak, made.nbytes + _leaving(made))
         return math.ceil(peak * height * width / math.prod(edges))
 

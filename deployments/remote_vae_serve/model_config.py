@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import diffusers
+import torch
 
 from remote_vae.errors import ModelFailed
+from remote_vae_serve.autoencoders import latent_space_of
 from remote_vae_serve.families import LatentSpace
+from remote_vae_serve.forecast import on_meta
 
 
 def filled_in(config: dict[str, Any], source: str) -> dict[str, Any]:
@@ -30,14 +35,24 @@ def filled_in(config: dict[str, Any], source: str) -> dict[str, Any]:
     return defaults | {key: value for key, value in config.items() if key != "_name_or_path"}  # a path of somebody's
 
 
-def latent_space(config: dict[str, Any], source: str) -> LatentSpace:
-    """What a model's config.json says of its latents. Raises ModelFailed where it does not."""
+def latent_space(config: dict[str, Any], source: str, instead: Mapping[str, Any] = MappingProxyType({})) -> LatentSpace:
+    """What a model's config.json says of its latents.
+
+    Args:
+        instead: entries to be taken for those of the file, as a pipeline does that has numbers of its own.
+
+    Raises:
+        ModelFailed: it does not say enough.
+    """
     filled = filled_in(config, source)
     name = filled["_class_name"]
     try:
-        # Only what the file itself says: AutoencoderKL's default is True, and SD 1.5, which is fine in float16, leaves it out.
-        return replace(LatentSpace.of(name, filled), force_upcast=bool(config.get("force_upcast", False)))
-    except (KeyError, TypeError) as error:
+        graph = on_meta(getattr(diffusers, name), filled, torch.float32)
+        space = latent_space_of(name, {**filled, **instead}, graph)
+    except Exception as error:  # of a config that was made for another version a class raises what it pleases
         raise ModelFailed(
-            f"{source} is a {name}, whose config does not say its {error}; it cannot be served yet"
+            f"{source} is a {name}, and its config does not fit that class of diffusers {diffusers.__version__}: "
+            f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         ) from error
+    # Only what the file itself says: AutoencoderKL's default is True, and SD 1.5, which is fine in float16, leaves it out.
+    return replace(space, force_upcast=bool(config.get("force_upcast", False)))

@@ -47,7 +47,7 @@ class Prepared:
 def prepare(request: EncodeRequest, space: LatentSpace) -> Prepared:
     """The pixels of a request. Raises BadRequest naming what is wrong with them."""
     image = request.image
-    of_videos = space.family.media == "video"
+    of_videos = space.family.media == "video" and space.family.takes_time
     if isinstance(image, RawTensor) and image.dtype != "uint8":
         return _prepared(to_torch(image), space)
     if isinstance(image, RawTensor):
@@ -65,19 +65,23 @@ def prepare(request: EncodeRequest, space: LatentSpace) -> Prepared:
     arrays = [np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS)) for picture in pictures]
     pixels = torch.from_numpy(np.stack(arrays).astype(np.float32) / 255.0).permute(0, 3, 1, 2)
     pixels = 2.0 * pixels - 1.0
+    if space.pixel_channels == 4:
+        pixels = torch.cat([pixels, torch.ones_like(pixels[:, :1])], 1)  # opaque
     return _prepared(pixels.transpose(0, 1)[None] if of_videos else pixels, space)
 
 
 def _prepared(pixels: torch.Tensor, space: LatentSpace) -> Prepared:
-    of_videos = space.family.media == "video"
+    of_videos = space.family.takes_time
     shape = list(pixels.shape)
     if pixels.ndim == 3:
         pixels = pixels[None]
     if pixels.ndim == 4 and of_videos:
         pixels = pixels[:, :, None]  # each image is a video of one frame
-    if pixels.shape[1] != 3:
+    channels = space.pixel_channels
+    if pixels.shape[1] != channels:
         raise BadRequest(
-            f"The pixels have shape {shape}; expected 3 channels: [B, 3, H, W], [3, H, W] or a video [B, 3, T, H, W]",
+            f"The pixels have shape {shape}; expected {channels} channels: [B, {channels}, H, W], [{channels}, H, W] or a video "
+            f"[B, {channels}, T, H, W]",
             parameter="shape",
         )
     height, width = pixels.shape[-2:]
@@ -87,7 +91,8 @@ def _prepared(pixels: torch.Tensor, space: LatentSpace) -> Prepared:
             "them as uint8 or as a picture, which are resized here",
             parameter="shape",
         )
-    if of_videos and space.temporal_ratio and (pixels.shape[2] - 1) % space.temporal_ratio:
+    counted = of_videos and not space.family.any_frames
+    if counted and space.temporal_ratio and (pixels.shape[2] - 1) % space.temporal_ratio:
         raise BadRequest(
             f"The video has {pixels.shape[2]} frames; {space.class_name} takes 1 and a multiple of {space.temporal_ratio}: "
             f"1, {1 + space.temporal_ratio}, {1 + 2 * space.temporal_ratio}, ...",

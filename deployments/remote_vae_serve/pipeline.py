@@ -20,12 +20,14 @@ import torch
 
 from remote_vae.decoding import DecodeRequest
 from remote_vae.encoding import EncodeRequest
+from remote_vae.hints import Hints
 from remote_vae.protocol import Request
 from remote_vae.tensors import from_array
 from remote_vae.wire import Provenance, Result
 from remote_vae_serve import codecs
 from remote_vae_serve.device import Device, Job
 from remote_vae_serve.engine import Decoded, Encoded, Engine, Unpacked
+from remote_vae_serve.layouts import Said
 from remote_vae_serve.pace import Pace
 from remote_vae_serve.shelf import Shelf
 from remote_vae_serve.tiling import Plan
@@ -55,7 +57,7 @@ class Pipeline:
         self._unpackers = ThreadPoolExecutor(UNPACKERS, thread_name_prefix="unpack")
         self._device = Device(engine.on_device)
         self._decodes, self._encodes = Pace(), Pace()
-        self._familiar: set[tuple[tuple[int, ...], int | None, int | None]] = set()
+        self._familiar: set[tuple[tuple[int, ...], int | None, int | None, Hints]] = set()
         self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="write")
         self._shelf = Shelf()
         engine.make_room = self._shelf.wait
@@ -75,20 +77,20 @@ class Pipeline:
         unpacked = await self._unpack(request)
 
         def leave(pixels: torch.Tensor, decoded: Decoded) -> tuple[HostCopy, Decoded]:
-            left = self._engine.leave(unpacked.layout.repack(pixels, unpacked.shape), request.output)
+            left = self._engine.leave(unpacked.layout.repack(pixels, unpacked.shape, unpacked.said), request.output)
             # A slice of no length would keep all of the pixels there.
             return self._copied(left), replace(decoded, pixels=pixels.new_empty(0))
 
         shape, plan = tuple(unpacked.latents.shape), unpacked.plan
         job = Job(
             unpacked.latents,
-            partial(_decode, self._engine.decode, plan),
+            partial(_decode, self._engine.decode, plan, unpacked.said),
             leave,
             self._decodes,
-            group=(shape[1:], plan),
+            group=(shape[1:], plan, unpacked.said),
             limit=unpacked.group_limit,
             give_up=_give_up(request, received),
-            run_together=partial(_decode, self._engine.decode_together, plan),
+            run_together=partial(_decode, self._engine.decode_together, plan, unpacked.said),
         )
         (copy, decoded), began, ended = await self._run(job)
         as_it_is = copy.is_here and request.output.media_type == "tensor/binary"
@@ -125,7 +127,8 @@ class Pipeline:
         return self._device.wait_s() > max(BUSY_S, BUSY_FACTOR * own_s)
 
     async def _unpack(self, request: DecodeRequest) -> Unpacked:
-        shape = (request.latents.shape, request.height, request.width)  # packed latents of one shape are many pictures
+        # Packed latents of one shape are many pictures, and hints move what a decode takes.
+        shape = (request.latents.shape, request.height, request.width, replace(request.hints, seed=None))
         if shape in self._familiar and request.latents.data.nbytes <= INLINE:
             return self._engine.unpack(request)
         unpacked = await _on(self._unpackers, self._engine.unpack, request)
@@ -161,9 +164,9 @@ class Pipeline:
 
 
 def _decode(
-    decode: Callable[[torch.Tensor, Plan], Decoded], plan: Plan, latents: torch.Tensor
+    decode: Callable[[torch.Tensor, Plan, Said], Decoded], plan: Plan, said: Said, latents: torch.Tensor
 ) -> tuple[torch.Tensor, Decoded]:
-    decoded = decode(latents, plan)
+    decoded = decode(latents, plan, said)
     return decoded.pixels, decoded
 
 

@@ -1,50 +1,82 @@
-"""What a model does with a batch: `decode` or `encode`, at once or sample by sample."""
+"""`Work`: what a model does with a batch, `decode` or `encode`, at once or sample by sample."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 
-Work = Literal["decode", "encode"]
+from remote_vae_serve.families import LatentSpace
+from remote_vae_serve.layouts import SAID_NOTHING, Said
+
 Run = Callable[[torch.Tensor], torch.Tensor]
-IN_WORDS: dict[Work, str] = {"decode": "Decoding latents", "encode": "Encoding pixels"}
-PART: dict[Work, str] = {"decode": "decoder", "encode": "encoder"}
-"""Of diffusers' models: what each tile goes through."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is done, and what the request says of how.
+
+    Attributes:
+        said: of a decode; its seed matters to nobody who only counts.
+    """
+
+    kind: Literal["decode", "encode"]
+    said: Said = SAID_NOTHING
+
+    @property
+    def in_words(self) -> str:
+        return "Decoding latents" if self.kind == "decode" else "Encoding pixels"
+
+    @property
+    def part(self) -> str:
+        """Of diffusers' models: what each tile goes through."""
+        return "decoder" if self.kind == "decode" else "encoder"
+
+    @property
+    def unseeded(self) -> Work:
+        return replace(self, said=replace(self.said, hints=replace(self.said.hints, seed=None)))
+
+
+DECODE, ENCODE = Work("decode"), Work("encode")
 
 
 def run_of(
-    work: Work, model: Any, pixels: torch.dtype, found: Callable[[type[Any]], object] = lambda distribution: None
+    work: Work,
+    model: Any,
+    space: LatentSpace,
+    pixels: torch.dtype,
+    found: Callable[[type[Any]], object] = lambda distribution: None,
 ) -> Run:
     """The work as a function of a batch. What an encoder with a distribution gives are its moments: samples are drawn of them for
     the whole batch at once, or a seed would not give what it gives in diffusers.
 
     Args:
+        space: of the model.
         pixels: the dtype that decoded ones are wanted in.
         found: told the class of the distribution.
     """
+    family = space.family
 
     def decode(latents: torch.Tensor) -> torch.Tensor:
-        made: torch.Tensor = model.decode(latents, return_dict=False)[0]
-        return made.to(pixels)
+        return family.decode(model, latents, space, work.said).to(pixels)
 
     def encode(picture: torch.Tensor) -> torch.Tensor:
-        encoded = model.encode(picture)
-        distribution = getattr(encoded, "latent_dist", None)
-        if distribution is not None:
-            found(type(distribution))
-        made: torch.Tensor = encoded.latents if distribution is None else distribution.parameters
-        return made
+        to_range = family.range.from_signed
+        encoded = family.encode(model, picture if to_range is None else to_range(picture))
+        if isinstance(encoded, torch.Tensor):
+            return encoded
+        found(type(encoded))
+        moments: torch.Tensor = encoded.parameters
+        return moments
 
-    return decode if work == "decode" else encode
+    return decode if work.kind == "decode" else encode
 
 
 def one_by_one(run: Run, batch: torch.Tensor) -> torch.Tensor:
     """What `run` makes of each sample, as one batch. Each is put in its place as it comes: a list of them, joined at the end,
     would take twice the memory."""
-    if len(batch) == 1:
-        return run(batch)
     first = run(batch[:1])
     made = first.new_empty((len(batch), *first.shape[1:]))
     made[:1] = first

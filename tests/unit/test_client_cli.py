@@ -31,6 +31,7 @@ from reading import read
 from remote_vae import remote_decode, remote_encode
 from remote_vae.cli import main
 from remote_vae.errors import ModelStarting, Overloaded, Unauthorized, render
+from remote_vae.hints import Hints
 from remote_vae_serve.http import create_app
 from samples import latents, pipeline_decode, postprocessed, save_tiny_vae, tiny_vae
 from scripted_server import Exchange, ScriptedServer
@@ -216,6 +217,41 @@ def test_a_video_becomes_an_mp4_or_its_frames(server: str, here: Path) -> None:
     assert len(names) == len(exact) == 9
     assert all(np.array_equal(pixels_of(name), frame) for name, frame in zip(names, exact, strict=True))
     assert command("decode", url, "video.safetensors", "-o", "frames/", "--format", "png").exit_code == 1
+
+
+def test_hints_are_sent_and_a_packed_video_of_several_frames_is_one(here: Path) -> None:
+    np.save("z.npy", latents(1, 24, 16).numpy())
+    sent = []
+
+    def answer(exchange: Exchange) -> None:
+        sent.append(exchange.decode_request())
+        exchange.reply(200, {"content-type": "video/mp4"}, b"frames")
+
+    words = ("--hint", "num_frames=9", "--hint", "decode_timestep=0.05", "--hint", "denormalised=TRUE")
+    with ScriptedServer(answer) as scripted:
+        assert succeed("decode", scripted.url, "z.npy", "--height", "64", "--width", "96", *words).output == "z.mp4\n"
+    (request,) = sent
+    assert request.hints == Hints(num_frames=9, decode_timestep=0.05, denormalised=True)
+    assert Path("z.mp4").read_bytes() == b"frames"
+
+
+def test_hints_of_an_encode_are_sent_beside_its_seed(server: str, here: Path) -> None:
+    Path("a.png").write_bytes(png())
+    succeed("encode", f"{server}/flux", "a.png", "--seed", "3", "--hint", "sigma_data=0.5")
+    theirs = remote_encode(f"{server}/flux", png(), do_scaling=True, seed=3)
+    assert torch.equal(load_file("a.safetensors")["latents"], torch.as_tensor(theirs))
+
+
+def test_a_hint_that_is_none_is_a_wrong_command(here: Path) -> None:
+    np.save("z.npy", latents(1, 4, 2, 2).numpy())
+    for command_, hint, says in (
+        ("decode", "nmu_frames=3", "NAME one of num_frames, layers"), ("decode", "num_frames", "expected NAME=VALUE"),
+        ("decode", "num_frames=", "expected NAME=VALUE"), ("decode", "num_frames=0", "num_frames is 0; expected a whole number"),
+        ("decode", "seed=x", "seed is 'x'"), ("encode", "seed=3", "NAME one of num_frames"),
+    ):  # fmt: skip
+        failed = command(command_, "http://127.0.0.1:1/sd", "z.npy", "--hint", hint)
+        assert failed.exit_code == 2
+        assert says in failed.stderr
 
 
 def test_packed_latents_are_told_their_size(server: str, here: Path) -> None:

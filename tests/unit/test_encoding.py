@@ -17,6 +17,7 @@ from PIL import Image
 from remote_vae.encode_calls import EncodeCall
 from remote_vae.encoding import EncodeRequest, SampleMode, in_rgb
 from remote_vae.errors import BadRequest, ProtocolMismatch, UnknownContentType
+from remote_vae.hints import Hints
 from remote_vae.protocol import read_request
 from remote_vae.tensors import RawTensor, from_array, to_numpy
 from remote_vae.wire import Result, Scaling
@@ -37,6 +38,7 @@ REQUESTS = {
     "one uint8": EncodeRequest(from_array(BYTES[0]), seed=2**63 - 1),
     "moments": EncodeRequest(PICTURE, sample_mode=SampleMode.MOMENTS, deadline_s=12.5),
     "base64": EncodeRequest(from_array(BYTES), body="base64", reply="base64", seed=3, deadline_s=1),
+    "hints": EncodeRequest(PICTURE, seed=5, hints=Hints(num_frames=9, sigma_data=0.5, denormalised=False)),
 }
 ALL = pytest.mark.parametrize("request_", REQUESTS.values(), ids=REQUESTS)
 
@@ -68,7 +70,7 @@ def test_what_crossed_a_handle_is_the_same(request_: EncodeRequest) -> None:
 @ALL
 def test_a_handle_carries_plain_values_only(request_: EncodeRequest) -> None:
     for value in request_.to_plain():
-        flat = value if isinstance(value, tuple) else (value,)
+        flat = value if isinstance(value, tuple) else (*value, *value.values()) if isinstance(value, dict) else (value,)
         assert {type(one) for one in flat} <= {int, float, str, bool, type(None), np.ndarray}
 
 

@@ -125,6 +125,74 @@ def test_an_mp4_is_the_servers_alone() -> None:
         decode(server.url, latents(1, 4, 3, 4, 6), output_type="mp4", fallback=tiny_vae("hunyuan"), retries=0)
 
 
+HINTS: dict[str, Any] = {
+    "num_frames": 9, "layers": 2, "drop_frames": 0, "layout": "frames_first", "patch_order": "ph_pw_c", "sigma_data": 0.5,
+    "decode_timestep": 0.05, "decode_noise_scale": 0.0, "decode_chunk_size": 8, "force_not_quantize": False, "seed": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HINTS)
+def test_a_hint_that_the_fallback_cannot_keep_is_refused_and_not_lost(name: str) -> None:
+    vae = tiny_vae("sd")
+    pixels = np.zeros((1, 3, 8, 8), np.float32)
+    with in_turn(saying(500, b"broken")) as server:
+        with pytest.raises(BadRequest, match=f"knows nothing of {name}.*the server said: .*broken") as caught:
+            decode(server.url, latents(1, 4, 2, 2), fallback=vae, **{name: HINTS[name]})
+        assert caught.value.parameter == name
+        assert isinstance(caught.value.__cause__, errors.InternalError)
+        if name != "seed":
+            with pytest.raises(BadRequest, match=f"knows nothing of {name}"):
+                remote_encode(server.url, pixels, fallback=vae, **{name: HINTS[name]})
+
+
+def test_denormalised_latents_are_those_of_the_decoder_for_the_fallback_too() -> None:
+    vae, z = tiny_vae("flux"), latents(1, 16, 2, 2)
+    pixels = latents(1, 3, 16, 16).tanh()
+    with in_turn(saying(500)) as server, torch.no_grad():
+        for said, ready in ((True, z), (False, z / vae.config.scaling_factor + vae.config.shift_factor)):
+            assert torch.equal(decode(server.url, z, fallback=vae, denormalised=said), vae.decode(ready).sample)
+        given = decode(server.url, z, fallback=vae, denormalised=True, scaling_factor=0.5)
+        assert torch.equal(given, vae.decode(z / 0.5).sample)
+        encoded = vae.encode(pixels).latent_dist.mode()
+        for said, mine in ((True, encoded), (False, (encoded - vae.config.shift_factor) * vae.config.scaling_factor)):
+            theirs = remote_encode(
+                server.url, pixels, do_scaling=True, sample_mode="argmax", fallback=vae, denormalised=said
+            )
+            assert torch.equal(theirs, mine)
+
+
+def half_a_picture(media_type: str) -> bytes:
+    file = io.BytesIO()
+    photo(24, 16).save(file, media_type.removeprefix("image/"))
+    return file.getvalue()[: file.tell() // 2]
+
+
+@pytest.mark.parametrize("media_type", ["image/png", "image/jpeg"])
+def test_a_picture_that_cannot_be_read_is_made_good_as_any_broken_reply(
+    slept: list[float], media_type: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    vae, z = tiny_vae("sd"), latents(2, 4, 2, 2)
+    options: dict[str, Any] = {
+        "output_type": "pil",
+        "image_format": media_type.removeprefix("image/").replace("jpeg", "jpg"),
+    }
+
+    async def run(url: str) -> Any:
+        async with AsyncRemoteVAE(url, fallback=vae) as client:
+            return await client.decode(z, **options)
+
+    with in_turn(saying(500)) as gone:
+        expected = decode(gone.url, z, fallback=vae, retries=0, **options)
+    with in_turn(saying(200, half_a_picture(media_type), content_type=media_type)) as server:
+        assert the_same(decode(server.url, z, fallback=vae, **options), expected)
+        assert the_same(asyncio.run(run(server.url)), expected)
+        with pytest.raises(errors.BrokenReply, match="no readable image"):
+            decode(server.url, z, **options)
+    assert len(server.requests) == 3 * len(z)
+    assert "no readable image" in caplog.text
+    assert not slept
+
+
 def test_what_a_server_refuses_the_fallback_refuses() -> None:
     vae = tiny_vae("sd")
     wrong: list[tuple[torch.Tensor, dict[str, Any]]] = [

@@ -19,7 +19,9 @@ from diffusers import (
 
 from pipeline_ends import decoder_input, formula
 from remote_vae.errors import BadRequest
-from remote_vae_serve.families import FAMILIES, FRAMES, GENERIC, IMAGES, LatentSpace, Layout, Size
+from remote_vae_serve.autoencoders import FAMILIES, GENERIC, latent_space_of
+from remote_vae_serve.families import LatentSpace
+from remote_vae_serve.layouts import FOLDED, IMAGES, SAID_NOTHING, Layout, Said
 from samples import IMAGE_KINDS, KINDS, latents, tiny_vae
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -34,13 +36,13 @@ def one_thread() -> Iterator[None]:
 
 
 def space_of(vae: Any) -> LatentSpace:
-    return LatentSpace.of(type(vae).__name__, vae.config)
+    return latent_space_of(type(vae).__name__, vae.config, vae)
 
 
 def unpacked(space: LatentSpace, z: torch.Tensor, **sizes: int) -> tuple[Layout, torch.Tensor]:
-    size = Size(**sizes)
-    layout = space.family.layout_of(z, space, size)
-    return layout, layout.unpack(z, space, size)
+    said = Said(**sizes)
+    layout = space.family.layout_of(z, space, said)
+    return layout, layout.unpack(z, space, said)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -106,7 +108,7 @@ def test_frames_are_decoded_and_put_back_as_animate_diff_does() -> None:
     layout, folded = unpacked(space, z)
     with torch.inference_mode():
         theirs = AnimateDiffPipeline.decode_latents(SimpleNamespace(vae=vae), z)
-        ours = layout.repack(vae.decode(space.denormalise(folded)).sample, tuple(z.shape))
+        ours = layout.repack(vae.decode(space.denormalise(folded)).sample, tuple(z.shape), SAID_NOTHING)
     assert layout.media == "video"
     assert ours.shape == theirs.shape == (2, 3, 3, 32, 48)
     assert torch.equal(ours, theirs)
@@ -114,7 +116,7 @@ def test_frames_are_decoded_and_put_back_as_animate_diff_does() -> None:
 
 def test_height_and_width_of_video_latents_are_ignored() -> None:
     layout, _ = unpacked(space_of(tiny_vae("sd")), latents(1, 4, 3, 4, 6), height=24, width=32)
-    assert layout is FRAMES
+    assert layout is FOLDED
 
 
 IMG2IMG = {
@@ -157,15 +159,15 @@ def test_channels_and_ratio_are_those_of_the_model(kind: str) -> None:
 def test_statistics_that_are_null_are_no_statistics() -> None:
     """diffusers writes both as null into every config that has none."""
     vae = tiny_vae("sd")
-    space = LatentSpace.of("AutoencoderKL", dict(vae.config) | {"latents_mean": None, "latents_std": None})
+    space = latent_space_of("AutoencoderKL", dict(vae.config) | {"latents_mean": None, "latents_std": None})
     z = latents(1, 4, 2, 2)
     assert torch.equal(space.denormalise(z), decoder_input("sd", vae, z))
 
 
 def test_a_class_without_a_row_is_treated_as_an_image_vae() -> None:
-    space = LatentSpace.of("AutoencoderOfTomorrow", {"latent_channels": 4})
+    space = latent_space_of("AutoencoderOfTomorrow", {"latent_channels": 4})
     assert space.family is GENERIC
-    assert space.family.layout_of(latents(1, 4, 2, 2), space, Size()) is IMAGES
+    assert space.family.layout_of(latents(1, 4, 2, 2), space, SAID_NOTHING) is IMAGES
 
 
 def test_no_class_has_two_rows() -> None:
@@ -175,7 +177,7 @@ def test_no_class_has_two_rows() -> None:
 
 @pytest.mark.parametrize("force_upcast", [True, False])
 def test_auto_is_float32_on_a_cpu_and_never_float16_where_that_overflows(force_upcast: bool) -> None:
-    space = LatentSpace.of("AutoencoderKL", dict(tiny_vae("sd").config) | {"force_upcast": force_upcast})
+    space = latent_space_of("AutoencoderKL", dict(tiny_vae("sd").config) | {"force_upcast": force_upcast})
     on_gpu = torch.bfloat16 if force_upcast else torch.float16
     assert space.family.safe_dtype(space, "cpu") == torch.float32
     assert space.family.safe_dtype(space, "cuda") == on_gpu

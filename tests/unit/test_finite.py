@@ -22,6 +22,7 @@ from remote_vae.wire import Result
 from remote_vae_serve.eager import EagerEngine
 from remote_vae_serve.finite import is_finite
 from remote_vae_serve.forecast import LiveBytes
+from remote_vae_serve.layouts import Said
 from remote_vae_serve.pipeline import Pipeline
 from remote_vae_serve.tiling import Plan
 from samples import latents, tiny_vae
@@ -129,9 +130,9 @@ def test_requests_that_ran_as_one_batch_do_not_suffer_for_the_one_that_overflows
     sizes: list[int] = []
     decode_together = served.engine.decode_together
 
-    def spied(latents: torch.Tensor, plan: Plan) -> Any:
+    def spied(latents: torch.Tensor, plan: Plan, said: Said) -> Any:
         sizes.append(len(latents))
-        return decode_together(latents, plan)
+        return decode_together(latents, plan, said)
 
     served.engine.decode_together = spied  # type: ignore[method-assign]
 

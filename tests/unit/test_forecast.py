@@ -17,10 +17,11 @@ from diffusers import AutoencoderKL, AutoencoderKLHunyuanVideo, AutoencoderTiny
 
 from remote_vae.decoding import Output
 from remote_vae_serve import codecs, forecast
-from remote_vae_serve.families import GENERIC, LatentSpace
+from remote_vae_serve.autoencoders import GENERIC, latent_space_of
+from remote_vae_serve.families import LatentSpace
 from remote_vae_serve.forecast import Forecast, LiveBytes, on_meta, peak_bytes
 from remote_vae_serve.tiling import ONE_BY_ONE, WHOLE, Plan, view
-from remote_vae_serve.work import one_by_one, run_of
+from remote_vae_serve.work import DECODE, ENCODE, one_by_one, run_of
 from samples import KINDS, tiny_vae
 
 MIB = 2**20
@@ -82,16 +83,18 @@ def model_of(kind: str, dtype: torch.dtype) -> Any:
     return model
 
 
-def family_of(kind: str) -> Any:
+def space_of(kind: str) -> LatentSpace:
     model_class, config = REAL[kind]
-    defaults = {"spatial_compression_ratio": 8, "scaling_factor": 1.0}
+    model, defaults = on_meta(model_class, config, torch.float32), {"scaling_factor": 1.0}
     tiny = {"upsampling_scaling_factor": 2, "decoder_block_out_channels": (64,) * 4}
-    return LatentSpace.of(model_class.__name__, {"latent_channels": 4} | tiny | defaults | config).family
+    space = latent_space_of(model_class.__name__, {"latent_channels": 4} | tiny | defaults | config, model)
+    assert space.ratio == 8
+    return space
 
 
 def forecast_of(kind: str, dtype: torch.dtype = torch.float32) -> Forecast:
     model_class, config = REAL[kind]
-    return Forecast(on_meta(model_class, config, dtype), family_of(kind).tile, 8)
+    return Forecast(on_meta(model_class, config, dtype), space_of(kind))
 
 
 def live_bytes(run: Any, *shape: int, dtype: torch.dtype) -> int:
@@ -104,7 +107,7 @@ def live_bytes(run: Any, *shape: int, dtype: torch.dtype) -> int:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", REAL)
 def test_every_family_takes_what_was_forecast_to_the_byte(kind: str, dtype: torch.dtype) -> None:
-    told, model, tile = forecast_of(kind, dtype), model_of(kind, dtype), family_of(kind).tile
+    told, model, tile = forecast_of(kind, dtype), model_of(kind, dtype), space_of(kind).family.tile
     assert told.weights == sum(parameter.nbytes for parameter in model.parameters())
     half = dtype is torch.bfloat16  # slow on a CPU
     for (batch, *sizes), plan in DECODES[kind][half * 2 :]:
@@ -124,7 +127,7 @@ def test_a_tile_that_is_like_another_is_not_run_again_and_nothing_is_missed(
     kind: str, sizes: tuple[int, ...], tile: int
 ) -> None:
     (batch, *rest), told = sizes, forecast_of(kind)
-    shape, seen = (batch, CHANNELS[kind], *rest), view(told._model, Plan(tile), told._tile, 8)
+    shape, seen = (batch, CHANNELS[kind], *rest), view(told._model, Plan(tile), told._space.family.tile, 8)
     assert told.decode(shape, Plan(tile)) == peak_bytes(lambda: seen.decode(torch.empty(shape, device="meta")))
 
 
@@ -134,7 +137,7 @@ def test_a_tile_that_is_like_another_is_not_run_again_and_nothing_is_missed(
 )  # fmt: skip
 def test_an_encode_in_tiles_is_counted_in_the_same_way(kind: str, sizes: tuple[int, ...], tile: int) -> None:
     (batch, *rest), told = sizes, forecast_of(kind)
-    shape, seen = (batch, 3, *rest), view(told._model, Plan(tile), told._tile, 8)
+    shape, seen = (batch, 3, *rest), view(told._model, Plan(tile), told._space.family.tile, 8)
     counted = told.encode(shape, Plan(tile))
     assert counted == peak_bytes(lambda: seen.encode(torch.empty(shape, device="meta")))
     assert counted < told.encode(shape)
@@ -142,7 +145,7 @@ def test_an_encode_in_tiles_is_counted_in_the_same_way(kind: str, sizes: tuple[i
 
 def test_an_encode_in_tiles_takes_what_was_forecast_to_the_byte() -> None:
     for kind, shape in (("tiny", (1, 3, 264, 392)), ("sd", (1, 3, 8, 320))):
-        told, seen = forecast_of(kind), view(model_of(kind, torch.float32), TILED, family_of(kind).tile, 8)
+        told, seen = forecast_of(kind), view(model_of(kind, torch.float32), TILED, space_of(kind).family.tile, 8)
         assert told.encode(shape, TILED) == live_bytes(seen.encode, *shape, dtype=torch.float32)
 
 
@@ -163,11 +166,11 @@ def test_samples_one_by_one_take_what_was_forecast_to_the_byte(
     kind: str, sizes: tuple[int, ...], plan: Plan, dtype: torch.dtype
 ) -> None:
     (batch, *rest), told, model = sizes, forecast_of(kind, dtype), model_of(kind, dtype)
-    shape, seen = (batch, CHANNELS[kind], *rest), view(model, plan, family_of(kind).tile, 8)
-    taken = live_bytes(partial(one_by_one, run_of("decode", seen, dtype)), *shape, dtype=dtype)
+    shape, seen = (batch, CHANNELS[kind], *rest), view(model, plan, space_of(kind).family.tile, 8)
+    taken = live_bytes(partial(one_by_one, run_of(DECODE, seen, space_of(kind), dtype)), *shape, dtype=dtype)
     assert told.decode(shape, plan) == taken < told.decode(shape, WHOLE) or plan.tile
     pixels = (batch, 3, *rest[:-2], 8 * rest[-2], 8 * rest[-1])
-    taken = live_bytes(partial(one_by_one, run_of("encode", seen, dtype)), *pixels, dtype=dtype)
+    taken = live_bytes(partial(one_by_one, run_of(ENCODE, seen, space_of(kind), dtype)), *pixels, dtype=dtype)
     assert told.encode(pixels, plan) == taken
 
 
@@ -184,9 +187,12 @@ def test_the_form_in_which_pixels_leave_is_counted_too(
     """Of small decoders the pixels are a large part; and those of a batch are there when its last sample is decoded."""
     monkeypatch.setattr(codecs, "PIECE", 2**12)
     (batch, *rest), (model_class, config) = sizes, REAL[kind]
-    told = Forecast(on_meta(model_class, config, torch.float32), family_of(kind).tile, 8, wanted)
-    shape, seen = (batch, CHANNELS[kind], *rest), view(model_of(kind, torch.float32), plan, family_of(kind).tile, 8)
-    run = run_of("decode", seen, wanted)
+    told = Forecast(on_meta(model_class, config, torch.float32), space_of(kind), wanted)
+    shape, seen = (
+        (batch, CHANNELS[kind], *rest),
+        view(model_of(kind, torch.float32), plan, space_of(kind).family.tile, 8),
+    )
+    run = run_of(DECODE, seen, space_of(kind), wanted)
 
     def path(z: torch.Tensor) -> torch.Tensor:
         pixels = one_by_one(run, z) if plan.one_by_one else run(z)
@@ -200,7 +206,7 @@ def test_the_form_in_which_pixels_leave_is_counted_too(
 def test_where_pixels_are_more_than_what_made_them_their_leaving_is_the_peak() -> None:
     """Many samples one by one: of a small decoder, whose work on one is less than what becomes of them all."""
     told, shape = forecast_of("tiny"), (150, 4, 1, 2)
-    run = run_of("decode", model_of("tiny", torch.float32), torch.float32)
+    run = run_of(DECODE, model_of("tiny", torch.float32), space_of("tiny"), torch.float32)
     decoded = live_bytes(partial(one_by_one, run), *shape, dtype=torch.float32)
     left = live_bytes(lambda z: codecs.leave(one_by_one(run, z), Output.UINT8), *shape, dtype=torch.float32)
     assert told.decode(shape, ONE_BY_ONE) == left - torch.zeros(shape).nbytes > decoded
@@ -253,7 +259,9 @@ print(told.decode((1, 4, {size}, {size}), WHOLE), mark("VmHWM") - before)
 
 
 def test_a_family_without_tiling_is_forecast_whole_whatever_the_plan() -> None:
-    told = Forecast(on_meta(AutoencoderKL, KL, torch.float32), GENERIC.tile, 8)
+    told = Forecast(
+        on_meta(AutoencoderKL, KL, torch.float32), GENERIC.space("AutoencoderKL", {"latent_channels": 4, **KL})
+    )
     assert told.decode((1, 4, 48, 48), TILED) == told.decode((1, 4, 48, 48), WHOLE)
 
 
@@ -264,7 +272,7 @@ def test_of_a_graph_that_asks_for_values_nothing_is_known_and_nothing_is_learned
         def decode(self, z: torch.Tensor) -> torch.Tensor:
             return z if z.sum().item() > 0 else -z
 
-    told = Forecast(Asking(4, 4, 1, device="meta"), None, 8)
+    told = Forecast(Asking(4, 4, 1, device="meta"), GENERIC.space("Asking", {"latent_channels": 4}))
     assert told.decode((1, 4, 8, 8), WHOLE) == 0
     assert "Asking" in caplog.text
     told.learn(0, 2**40)
@@ -292,9 +300,8 @@ def test_what_is_forecast_is_not_forecast_again_and_what_is_remembered_is_bounde
         for _ in range(3):
             told.decode((1, 4, size, 8), WHOLE)
             told.encode((1, 3, 8 * size, 64))
-    for cache in (told._decode, told._encode):
-        assert (cache.cache_info().misses, cache.cache_info().hits) == (4, 8)
-        assert cache.cache_info().maxsize == 1024
+    known = told._counted.cache_info()
+    assert (known.misses, known.hits, known.maxsize) == (8, 16, 2048)
 
 
 def test_what_is_known_is_told_while_another_shape_is_being_counted() -> None:
@@ -355,7 +362,7 @@ def test_a_failure_teaches_by_a_step_and_never_without_end() -> None:
 def test_a_view_in_tiles_leaves_the_switches_of_the_model_alone_and_shares_its_weights(kind: str) -> None:
     vae = tiny_vae(kind)
     before = {name: value for name, value in vars(vae).items() if "til" in name or "use_" in name}
-    seen = view(vae, TILED, LatentSpace.of(type(vae).__name__, dict(vae.config)).family.tile, 8)
+    seen = view(vae, TILED, latent_space_of(type(vae).__name__, dict(vae.config), vae).family.tile, 8)
     assert (seen.use_tiling, vae.use_tiling) == (True, False)
     assert {name: value for name, value in vars(vae).items() if "til" in name or "use_" in name} == before
     assert [*map(id, seen.parameters())] == [*map(id, vae.parameters())]

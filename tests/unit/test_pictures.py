@@ -33,12 +33,13 @@ from remote_vae.encoding import EncodeRequest
 from remote_vae.errors import BadRequest
 from remote_vae.tensors import from_array
 from remote_vae_serve import pictures
+from remote_vae_serve.autoencoders import latent_space_of
 from remote_vae_serve.families import LatentSpace
 from remote_vae_serve.pictures import MAX_PIXELS, open_picture, prepare
 from samples import CONFIGS, HUNYUAN, KL
 
-IMAGES = LatentSpace.of("AutoencoderKL", {**KL, **CONFIGS["sd"]})
-VIDEOS = LatentSpace.of(
+IMAGES = latent_space_of("AutoencoderKL", {**KL, **CONFIGS["sd"]})
+VIDEOS = latent_space_of(
     "AutoencoderKLHunyuanVideo", {**HUNYUAN, "spatial_compression_ratio": 8, "temporal_compression_ratio": 4}
 )
 

@@ -16,6 +16,7 @@ from diffusers.utils import remote_utils
 
 from remote_vae.decoding import DecodeRequest, Output
 from remote_vae.errors import BadRequest, BrokenReply, ProtocolMismatch, UnknownContentType
+from remote_vae.hints import Hints
 from remote_vae.tensors import RawTensor, from_array, to_torch
 from remote_vae.wire import PROTOCOL, Provenance, Result, Scaling
 from samples import latents
@@ -37,7 +38,7 @@ def said(request: DecodeRequest) -> tuple[Any, ...]:
     raw = request.latents
     return (
         raw.data.tobytes(), raw.dtype, raw.shape, request.scaling, request.output,
-        request.height, request.width, request.fps, request.body, request.reply,
+        request.height, request.width, request.fps, request.hints, request.body, request.reply,
     )  # fmt: skip
 
 
@@ -52,6 +53,10 @@ REQUESTS = {
     "bfloat16": DecodeRequest(from_array(LATENTS.bfloat16())),
     "base64": DecodeRequest(from_array(LATENTS), output=Output.PT, body="base64", reply="base64"),
     "video": DecodeRequest(from_array(latents(1, 4, 3, 2, 2)), output=Output.MP4, fps=23.976),
+    "hints": DecodeRequest(
+        from_array(LATENTS), fps=8, hints=Hints(num_frames=9, layout="frames_first", sigma_data=0.1, seed=0)
+    ),
+    "hints that say no": DecodeRequest(from_array(LATENTS), hints=Hints(denormalised=False, decode_timestep=0.0)),
     **{output.value: DecodeRequest(from_array(LATENTS), output=output) for output in Output},
 }
 
@@ -73,7 +78,8 @@ def test_what_crosses_a_handle_is_plain() -> None:
     """Numpy and builtins alone: no class of ours to unpickle, no torch tensor, which is slow to cross."""
 
     def kinds(value: Any) -> set[type]:
-        return set.union(set(), *map(kinds, value)) if type(value) is tuple else {type(value)}
+        inside = (*value, *value.values()) if type(value) is dict else value if type(value) is tuple else None
+        return {type(value)} if inside is None else set.union(set(), *map(kinds, inside))
 
     plain = [request.to_plain() for request in REQUESTS.values()]
     plain.append(

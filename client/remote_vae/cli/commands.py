@@ -24,6 +24,7 @@ from remote_vae.cli.tensor_files import UnreadableTensor
 from remote_vae.decoding import DecodeRequest, Output
 from remote_vae.encoding import EncodeRequest, SampleMode
 from remote_vae.errors import BadRequest, BrokenReply, RemoteVAEError, UnknownModel, UnknownRoute
+from remote_vae.hints import ENCODE_PARAMETERS, Hints
 from remote_vae.tensors import LATENT_DTYPES, RawTensor, to_numpy
 from remote_vae.transports import IN_FLIGHT
 from remote_vae.wire import Scaling
@@ -86,11 +87,12 @@ def main() -> None:
 @options.scaling_options
 @options.size_options
 @click.option("--fps", type=click.FloatRange(1, 240), help="Frames a second of an mp4.  [default: the model's own]")
+@options.hint_option()
 @options.connection()
 def decode(
     arguments: tuple[str, ...], output: str | None, kind: str | None, key: str | None, force: bool, skip_existing: bool,
     jobs: int, scaling: str | None, scaling_factor: float | None, shift_factor: float | None, height: int | None,
-    width: int | None, fps: float | None, as_json: bool, **server: Any,
+    width: int | None, fps: float | None, hints: Hints, as_json: bool, **server: Any,
 ) -> None:  # fmt: skip
     """Make pictures, videos or tensors of LATENTS: .safetensors, .npy or .pt (never unpickled), folders of them, or -.
 
@@ -108,11 +110,11 @@ def decode(
 
     def work(source: Path) -> Made:
         latents = files.read_tensor(source, key)
-        is_video = len(latents.shape) == 5
+        is_video = len(latents.shape) == 5 or (hints.num_frames or 1) > 1
         made = outputs.kind or ("mp4" if is_video else "png")
         as_frames = is_video and made in PICTURES
         of_reply = Output.UINT8 if as_frames else Output.PT if made in TENSORS else Output(made)
-        request = DecodeRequest(latents, scaled, of_reply, height, width, fps)
+        request = DecodeRequest(latents, scaled, of_reply, height, width, fps, hints)
         is_batch = len(latents.shape) > 3 or None not in (height, width)
         requests = [request]
         if is_batch and made not in TENSORS:  # a file that is no tensor holds one of them
@@ -144,11 +146,12 @@ def decode(
 @click.option("--sample-mode", type=click.Choice([mode.value for mode in SampleMode]), default="sample", show_default=True,
               help="A sample of the encoder's distribution, its mode (argmax), or its unscaled moments.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Of the sample.  [default: random]")
+@options.hint_option(ENCODE_PARAMETERS)
 @options.connection()
 def encode(
     arguments: tuple[str, ...], output: str | None, kind: str | None, key: str | None, force: bool, skip_existing: bool,
     jobs: int, scaling: str | None, scaling_factor: float | None, shift_factor: float | None, sample_mode: str,
-    seed: int | None, as_json: bool, **server: Any,
+    seed: int | None, hints: Hints, as_json: bool, **server: Any,
 ) -> None:  # fmt: skip
     """Make latents of PICTURES: .png, .jpg and what else Pillow opens, folders of them, or -; a file each.
 
@@ -175,7 +178,7 @@ def encode(
         (path,) = outputs.paths(source, made)
         if _is_done(source, [path], force, skip_existing):
             return []
-        request = EncodeRequest(files.read_image(source, key), scaled, mode, seed)
+        request = EncodeRequest(files.read_image(source, key), scaled, mode, seed, hints)
         return [(path, _tensor_file(transport.send_one(request).tensor, made))]
 
     with closing(transport):

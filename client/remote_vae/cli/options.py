@@ -13,6 +13,8 @@ import click
 from remote_vae.cli import files
 from remote_vae.cli.files import FileError
 from remote_vae.errors import BadRequest
+from remote_vae.hints import PARAMETERS, Hints
+from remote_vae.parameters import Parameter, collect
 from remote_vae.patience import DEFAULT_TIMEOUT, RETRIES, Patience
 from remote_vae.transports import IN_FLIGHT, HttpTransport
 from remote_vae.wire import Scaling
@@ -74,6 +76,25 @@ size_options = together(
     click.option("--height", type=_PIXELS, help="Of the picture in pixels; for packed latents, as Flux has them."),
     click.option("--width", type=_PIXELS, help="See --height."),
 )
+
+
+def hint_option(known: Sequence[Parameter[Any]] = PARAMETERS) -> Decorator[Any]:
+    """`--hint`, given as `hints` to the command: the `Hints` of all of them together."""
+
+    def read(context: click.Context, option: click.Parameter, written: tuple[str, ...]) -> Hints:
+        pairs = [(name.strip(), value) for name, _, value in (one.partition("=") for one in written)]
+        names = [parameter.name for parameter in known]
+        for name, value in pairs:
+            if name not in names or not value.strip():
+                raise click.BadParameter(f"{name}={value!r:.80}; expected NAME=VALUE, NAME one of {', '.join(names)}")
+        try:
+            return Hints.of(collect(pairs))
+        except BadRequest as error:
+            raise click.BadParameter(error.message) from error
+
+    return click.option("--hint", "hints", multiple=True, metavar="NAME=VALUE", callback=read,
+                        help="What neither the input nor the model tells, such as num_frames=25; may be given again. Names: "
+                        f"{', '.join(parameter.name for parameter in known)}.")  # fmt: skip
 
 
 def scaling(which: str | None, factor: float | None, shift: float | None) -> Scaling:

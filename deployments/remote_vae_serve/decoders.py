@@ -1,0 +1,112 @@
+"""How a family's module is called, where that is more than `decode(latents)` or `encode(pixels)`.
+
+Each takes the module, what goes in, the latent space and what the request says; `[B, C, (T,) h, w]` goes in and pixels come out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from remote_vae.errors import BadRequest
+from remote_vae_serve.layouts import Said
+
+if TYPE_CHECKING:
+    from remote_vae_serve.families import LatentSpace
+
+Decode = Callable[[Any, torch.Tensor, "LatentSpace", Said], torch.Tensor]
+Encode = Callable[[Any, torch.Tensor], Any]
+"""What an encoder gives of pixels: an object with `parameters`, `sample` and `mode`, or latents."""
+
+
+def decode(model: Any, latents: torch.Tensor, space: LatentSpace, said: Said) -> torch.Tensor:
+    made: torch.Tensor = model.decode(latents, return_dict=False)[0]
+    return made
+
+
+def decode_to_tensor(model: Any, latents: torch.Tensor, space: LatentSpace, said: Said) -> torch.Tensor:
+    """VidTok has no `return_dict`; decoders that are not causal take frames four at a time, and drop what is left, silently."""
+    if not space.option("is_causal") and latents.shape[2] % 4:
+        raise BadRequest(
+            f"The latents have {latents.shape[2]} frames; this VidTok, which is not causal, takes multiples of 4",
+            parameter="shape",
+        )
+    made: torch.Tensor = model.decode(latents)
+    return made
+
+
+def decode_without_quantising(model: Any, latents: torch.Tensor, space: LatentSpace, said: Said) -> torch.Tensor:
+    as_they_are = said.hints.force_not_quantize is not False
+    made: torch.Tensor = model.decode(latents, force_not_quantize=as_they_are, return_dict=False)[0]
+    return made
+
+
+def decode_with_noise(model: Any, latents: torch.Tensor, space: LatentSpace, said: Said) -> torch.Tensor:
+    """A decoder that denoises: of a seed it always draws the same."""
+    made: torch.Tensor = model.decode(latents, generator=generator_of(said), return_dict=False)[0]
+    return made
+
+
+def decode_at_a_time(model: Any, latents: torch.Tensor, space: LatentSpace, said: Said) -> torch.Tensor:
+    """LTX Video from 0.9.1 on mixes noise into its latents and is told how much; 0.9.1 draws more of it, from torch's global
+    generator."""
+    if not space.option("timestep_conditioning"):
+        return decode(model, latents, space, said)
+    step = said.hints.decode_timestep
+    if step is None:
+        raise BadRequest(
+            f"This {space.class_name} is told how noisy its latents are: send decode_timestep (LTXPipeline's default is 0.0; the "
+            "model cards have 0.05), and decode_noise_scale where it is another",
+            parameter="decode_timestep",
+        )
+    scale = latents.new_tensor(step if said.hints.decode_noise_scale is None else said.hints.decode_noise_scale)
+    noise = torch.randn(latents.shape, generator=generator_of(said), dtype=latents.dtype).to(latents.device)
+    mixed = (1 - scale) * latents + scale * noise
+    with _global_draws_of(said, latents):
+        made: torch.Tensor = model.decode(mixed, latents.new_full((len(latents),), step), return_dict=False)[0]
+    return made
+
+
+def decode_in_chunks(model: Any, latents: torch.Tensor, space: LatentSpace, said: Said) -> torch.Tensor:
+    """The frames of each video as a batch, so many at a time: the decoder looks along them, so that the number moves pixels."""
+    frames = latents.shape[2]
+    together = said.hints.decode_chunk_size or frames
+    videos = []
+    for video in latents.transpose(1, 2):
+        chunks = [video[start : start + together] for start in range(0, frames, together)]
+        made = [model.decode(chunk, num_frames=len(chunk), return_dict=False)[0] for chunk in chunks]
+        videos.append(torch.cat(made).transpose(0, 1))
+    return torch.stack(videos)
+
+
+def decode_in_tiles_always(model: Any, latents: torch.Tensor, space: LatentSpace, said: Said) -> torch.Tensor:
+    """Allegro has no other decode. What comes out has the frames first."""
+    if not model.use_tiling:
+        model.enable_tiling()
+    made = decode(model, latents, space, said).transpose(1, 2)
+    return made if said.hints.num_frames is None else made[:, :, : said.hints.num_frames]
+
+
+def encode(model: Any, pixels: torch.Tensor) -> Any:
+    encoded = model.encode(pixels)
+    for name in ("latent_dist", "latents", "latent"):
+        if (found := getattr(encoded, name, None)) is not None:
+            return found
+    raise TypeError(f"{type(model).__name__}.encode gave a {type(encoded).__name__} without latents")
+
+
+def generator_of(said: Said) -> torch.Generator | None:
+    """On the CPU, of the request's seed; None for chance."""
+    return None if said.hints.seed is None else torch.Generator("cpu").manual_seed(said.hints.seed)
+
+
+@contextmanager
+def _global_draws_of(said: Said, like: torch.Tensor) -> Iterator[None]:
+    """What is drawn from torch's global generators in here is of the request's seed, and moves nobody else's draws."""
+    with torch.random.fork_rng(devices=[like.device] if like.device.type == "cuda" else []):
+        if said.hints.seed is not None:
+            torch.manual_seed(said.hints.seed)
+        yield

@@ -1,0 +1,54 @@
+"""`PixelRange`: which numbers a decoder means by black and white. All but a few mean -1 and 1."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+Map = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class PixelRange:
+    """Pixels have the channels on axis 1.
+
+    Attributes:
+        words: for people.
+        to_signed: the decoder's pixels to those in [-1, 1], before anything is clamped; None where they are.
+        from_signed: pixels in [-1, 1] to what the encoder takes; None where it takes them.
+    """
+
+    words: str
+    to_signed: Map | None = None
+    from_signed: Map | None = None
+
+
+def _of_images(values: tuple[float, float, float], like: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, 3, *[1] * (like.ndim - 2))
+
+
+# The means and deviations of ImageNet, as torchvision and every model trained on it have them.
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def _from_imagenet(pixels: torch.Tensor) -> torch.Tensor:
+    mean, std = (_of_images(values, pixels) for values in IMAGENET)
+    return 2 * (pixels * std + mean) - 1
+
+
+def _to_imagenet(pixels: torch.Tensor) -> torch.Tensor:
+    mean, std = (_of_images(values, pixels) for values in IMAGENET)
+    return (pixels * 0.5 + 0.5 - mean) / std
+
+
+SIGNED = PixelRange("[-1, 1]")
+UNIT = PixelRange("[0, 1]", lambda pixels: 2 * pixels - 1, lambda pixels: pixels * 0.5 + 0.5)
+NORMED = PixelRange("ImageNet's mean and deviation", _from_imagenet, _to_imagenet)
+# Trained on `byte / 128 - 1` where others have `byte / 127.5 - 1` (Kandinsky6SRPipeline.encode_video and decode_latents).
+BYTES_BY_128 = PixelRange(
+    "bytes / 128 - 1",
+    lambda pixels: (pixels + 1) * (128 / 127.5) - 1,
+    lambda pixels: (pixels + 1) * (127.5 / 128) - 1,
+)

@@ -1,0 +1,68 @@
+"""A server whose certificate the client's machine does not trust: asked once, named for what it is, and made good."""
+
+from __future__ import annotations
+
+import ssl
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from failing_server import Z, decode, echo, in_turn, skip_sleeps
+from remote_vae import list_models
+from remote_vae.errors import ConnectionFailed, UntrustedCertificate
+from samples import latents, tiny_vae
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of 127.0.0.1, signed by itself; the key beside it."""
+    folder = tmp_path_factory.mktemp("certificate")
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-keyout", folder / "key.pem", "-out",
+         folder / "cert.pem", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-addext",
+         "keyUsage=critical,digitalSignature,keyCertSign"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return folder / "cert.pem"
+
+
+@pytest.fixture
+def url(certificate: Path) -> Iterator[str]:
+    with in_turn(echo) as server:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, certificate.with_name("key.pem"))
+        server._server.socket = context.wrap_socket(server._server.socket, server_side=True)
+        yield server.url.replace("http://", "https://")
+
+
+@pytest.fixture
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    return skip_sleeps(monkeypatch)
+
+
+def test_a_certificate_that_is_not_trusted_is_named_and_asked_for_once(url: str, slept: list[float]) -> None:
+    for ask in (decode, list_models):
+        with pytest.raises(UntrustedCertificate, match="REQUESTS_CA_BUNDLE") as caught:
+            ask(url, retries=3)
+        assert isinstance(caught.value, ConnectionFailed)
+    assert not slept
+
+
+def test_a_port_without_tls_is_no_matter_of_certificates(slept: list[float]) -> None:
+    with in_turn(echo) as server, pytest.raises(ConnectionFailed) as caught:
+        decode(server.url.replace("http://", "https://"), retries=1)
+    assert type(caught.value) is ConnectionFailed
+    assert len(slept) == 1
+
+
+def test_the_fallback_makes_it_good(url: str) -> None:
+    vae, z = tiny_vae("tiny"), latents(1, 4, 2, 2)
+    assert torch.equal(decode(url, z, fallback=vae), vae.decode(z).sample)
+
+
+def test_what_the_error_advises_helps(url: str, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+    assert torch.equal(decode(url), Z)

@@ -244,8 +244,8 @@ def test_every_parameter_that_the_parser_reads_is_described_where_it_is_read(
 
 
 def test_every_parameter_that_is_described_is_sent_by_a_client(document: dict[str, Any], reading: Reading) -> None:
-    """And accepted: a case that is refused is no proof that it works. A hint that means nothing to the models here means something
-    to others: tests/families sends it to one of those."""
+    """And accepted: a case that is refused is no proof that it works. A hint that means nothing to the models here is read all
+    the same; tests/families sends it to a model that it means something to."""
     read: dict[str, set[str]] = {"decode": set(), "encode": set()}
     headers: set[str] = set()
     for case in CASES.values():

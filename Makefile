@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo serve test check clean bench bench-gpu
+.PHONY: demo serve test test-families models check clean bench bench-gpu
 
 demo: .venv/installed ## a picture through the bundled demo VAE, over HTTP and through a Ray handle
 	$(BIN)/python tools/demo.py
@@ -12,6 +12,12 @@ serve: .venv/installed ## the same server, kept running: http://127.0.0.1:8000
 
 test: .venv/installed
 	$(BIN)/python -m pytest
+
+test-families: .venv/installed ## every autoencoder of diffusers against its own pipeline, of which `test` runs one of each layout
+	$(BIN)/python -m pytest tests/families -m ''
+
+models: .venv/installed ## docs/models.md, measured anew
+	$(BIN)/python tools/models_page.py --measure
 
 bench: .venv/installed ## what serving costs beside its peers: a table and a drawing in benchmarks/results
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]' && $(BIN)/python -m benchmarks

@@ -21,7 +21,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderKLHunyuanVideo
 from PIL import Image
 
-from remote_vae_serve import families
+from remote_vae_serve import tile_rules
 from remote_vae_serve.codecs import to_uint8
 from remote_vae_serve.config import VAEConfig
 from remote_vae_serve.eager import EagerEngine
@@ -55,7 +55,7 @@ def cases() -> Iterator[Case]:
     demo = engine._model(torch.float32)
     with torch.inference_mode():
         latents = demo.encode(picture(768)).latent_dist.mode()
-    yield Case("demo VAE, a picture, 768 x 768", demo, latents, (512, 384, 256, 128), families._tile_image)
+    yield Case("demo VAE, a picture, 768 x 768", demo, latents, (512, 384, 256, 128), tile_rules.tile_squares)
     for name, channels in (("SD graph", 4), ("Flux graph", 16)):
         torch.manual_seed(0)
         model = AutoencoderKL(**KL, block_out_channels=WIDTHS, latent_channels=channels).eval()
@@ -64,13 +64,13 @@ def cases() -> Iterator[Case]:
             model,
             smooth(1, channels, 64, 64),
             (384, 256, 128),
-            families._tile_image,
+            tile_rules.tile_squares,
         )
     torch.manual_seed(0)
     video = AutoencoderKLHunyuanVideo(block_out_channels=(16, 32, 64, 64), norm_num_groups=8).eval()
     yield Case(
         "HunyuanVideo graph, random weights, 5 frames of 512 x 384", video, smooth(1, 16, 2, 48, 64), (384, 256, 128),
-        families._tile_video,
+        tile_rules.tile_by_strides,
     )  # fmt: skip
 
 
@@ -92,7 +92,7 @@ def smooth(*shape: int) -> torch.Tensor:
 
 def measure(case: Case, size: int, overlap: float, whole: np.ndarray) -> tuple[float, float]:
     """PSNR in dB and worst seam in levels, of a decode in tiles against the whole one."""
-    families.OVERLAP = overlap
+    tile_rules.OVERLAP = overlap
     model = view(case.model, Plan(size), case.tile, 8)
     difference = pixels_of(model, case.latents) - whole
     error = float(np.square(difference).mean())
@@ -109,7 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    chosen = families.OVERLAP
+    chosen = tile_rules.OVERLAP
     lines = []
     for case in cases():
         whole = pixels_of(case.model, case.latents)
@@ -124,7 +124,7 @@ def main() -> None:
             lines.append(f"| {size} | " + " | ".join(f"{psnr:.1f} dB, seam {seam:.1f}" for psnr, seam in cells) + " |")
             print(lines[-1], flush=True)
         lines.append("")
-    families.OVERLAP = chosen
+    tile_rules.OVERLAP = chosen
     if arguments.out:
         commit = subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True

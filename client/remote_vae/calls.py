@@ -198,10 +198,10 @@ def _one_or_all(items: list[Any]) -> Any:
 
 
 def open_image(result: Result) -> Image.Image:
-    """The picture in a result. Raises BrokenReply where there is none."""
+    """The picture in a result, RGB, or RGBA where the model makes alpha. Raises BrokenReply where there is none."""
     try:
         picture = Image.open(io.BytesIO(result.data.data))
-        image = picture.convert("RGB")
+        image = picture.convert("RGBA" if picture.mode == "RGBA" else "RGB")
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise BrokenReply(f"The reply is no readable image: {error}") from error
     image.format = (picture.format or "").lower()  # `convert` drops it; the Hugging Face helper sets it

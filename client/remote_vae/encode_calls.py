@@ -35,7 +35,8 @@ class EncodeCall:
             videos; the bytes of a PNG, JPEG or WebP; uint8 `[N, H, W, 3]` or `[H, W, 3]`, as a list of PIL images; floats in
             [-1, 1], `[B, 3, H, W]`, `[3, H, W]`, or video `[B, 3, T, H, W]`. PIL images and uint8 are resized to the next
             smaller multiple of the model's ratio, as its pipelines do; the pixels of a PIL image are taken as they lie
-            (no EXIF rotation), those of a file as they are to be seen.
+            (no EXIF rotation), without their alpha; those of a file as they are to be seen, with it where the model takes it, as
+            it takes uint8 of 4 channels (Qwen-Image-Layered).
         scaling_factor, shift_factor: `(z - shift_factor) * scaling_factor`.
         do_scaling: True applies the model's own convention where no factor is given; False applies factors only where
             they are given, as the Hugging Face helper.

@@ -33,6 +33,12 @@ def in_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
+def in_rgba(picture: Image.Image) -> Image.Image:
+    """The picture in RGBA, opaque where it has no alpha."""
+    has_alpha = picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info
+    return picture.convert("RGBA") if has_alpha else in_rgb(picture).convert("RGBA")
+
+
 class SampleMode(str, Enum):
     """What is taken of the encoder's distribution: a SAMPLE, as image-to-image pipelines do; its mode (ARGMAX); or its
     MOMENTS, mean and log-variance along the channels, `[B, 2C, h, w]`, to sample from elsewhere."""
@@ -65,7 +71,7 @@ class EncodeRequest:
     Attributes:
         image: the bytes of a file (PNG, JPEG, WebP); or pixels: floats in [-1, 1], `[B, 3, H, W]`, `[3, H, W]`, video
             `[B, 3, T, H, W]`; or uint8, `[N, H, W, 3]` or `[H, W, 3]`: N images, or the N frames of one video where the model
-            is one for videos.
+            is one for videos; with 4 channels where the model takes alpha.
         scaling: applied to the latents: the model's own, `(z - shift) * factor`, or none.
         seed: 0 to 2**63 - 1.
         hints: what the picture and the config do not tell; without a seed.
@@ -92,9 +98,10 @@ class EncodeRequest:
         object.__setattr__(self, "hints", replace(self.hints, seed=None))
         if isinstance(self.image, RawTensor):
             shape = self.image.shape
-            if self.image.dtype == "uint8" and not (len(shape) in (3, 4) and shape[-1] == 3):
+            if self.image.dtype == "uint8" and not (len(shape) in (3, 4) and shape[-1] in (3, 4)):
                 raise BadRequest(
-                    f"uint8 pixels have shape {list(shape)}; expected [N, H, W, 3] or [H, W, 3]", parameter="shape"
+                    f"uint8 pixels have shape {list(shape)}; expected [N, H, W, 3] or [H, W, 3], or 4 with alpha",
+                    parameter="shape",
                 )
             if self.image.dtype != "uint8" and len(shape) not in (3, 4, 5):
                 raise BadRequest(

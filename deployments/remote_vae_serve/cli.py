@@ -207,7 +207,8 @@ def add(source: str, subfolder: str | None, name: str | None) -> None:
     except ModelFailed as error:
         _fail(error.message)
     family = "no family of its own, so the generic row" if space.family is GENERIC else space.family.name
-    click.echo(_block(name, config, f"{space.class_name}, {space.channels} latent channels: {family}"), nl=False)
+    comment = f"{space.class_name}, {space.channels} latent channels: {family}; hints: {', '.join(space.takes)}"
+    click.echo(_block(name, config, comment), nl=False)
 
 
 def _read(path: Path) -> ServeConfig:

@@ -94,11 +94,12 @@ def write(pixels: HostCopy, output: Output, fps: float) -> Result:
         fps: frames a second, of a video.
     """
     if output is Output.MP4:
-        return _file(output, to_mp4(pixels.pieces(), tuple(pixels.shape), fps))
+        frames = (over_white(piece) for piece in pixels.pieces())
+        return _file(output, to_mp4(frames, (*pixels.shape[:3], 3), fps))
     if output is Output.PNG:
         return _file(output, to_png(pixels.whole()[0].numpy()))
     if output is Output.JPEG:
-        return _file(output, to_jpeg(pixels.whole()[0].numpy()))
+        return _file(output, to_jpeg(over_white(pixels.whole()[0]).numpy()))
     raw = from_array(pixels.whole())
     return Result(output.media_type, raw.data, raw.dtype, raw.shape)
 
@@ -107,6 +108,14 @@ def to_jpeg(pixels: npt.NDArray[np.uint8]) -> bytes:
     """A JPEG of pixels `[H, W, 3]`, by libjpeg-turbo with the GIL let go (Pillow holds it: two threads were slower than one)."""
     # Not the binding's default of 4:4:4; half the colour is what Pillow, and with it every server of the protocol, writes.
     return bytes(simplejpeg.encode_jpeg(pixels, JPEG_QUALITY, "RGB", "420", fastdct=False))
+
+
+def over_white(pixels: torch.Tensor) -> torch.Tensor:
+    """uint8 `[..., 3]` of uint8 pixels with alpha, `[..., 4]`: a JPEG and an mp4 have none. Those of 3 channels as they are."""
+    if pixels.shape[-1] == 3:
+        return pixels
+    colours, alpha = pixels[..., :3].int(), pixels[..., 3:].int()
+    return ((colours * alpha + 255 * (255 - alpha) + 127) // 255).to(torch.uint8)
 
 
 def frames_of(pixels: torch.Tensor) -> torch.Tensor:

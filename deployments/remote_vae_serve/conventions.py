@@ -57,7 +57,8 @@ def _along_channels(values: tuple[float, ...], latents: torch.Tensor, space: Lat
     frames = len(values) // space.channels
     if latents.shape[2] > frames:
         raise BadRequest(
-            f"The latents have {latents.shape[2]} frames; the statistics of this model are for {frames} at most",
+            f"The latents have {latents.shape[2]} frames; the statistics of this {space.class_name} are for {frames} at "
+            "most",
             parameter="shape",
         )
     return tensor.view(1, space.channels, -1, 1, 1)[:, :, : latents.shape[2]]

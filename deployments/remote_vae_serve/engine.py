@@ -193,13 +193,10 @@ class Engine(ABC):
         wider = torch.promote_types(latents.dtype, self.dtype)
         unpacked = layout.unpack(latents, self.space, said).to(self.dtype if self.space.family.cast_first else wider)
         unpacked = _without_first(unpacked, said.hints.drop_frames)
-        videos = layout.media == "video"
-        # Frames that are decoded as images are a batch of them here.
-        batch = latents.shape[0] if videos else unpacked.shape[0]
-        frames = unpacked.shape[2] if unpacked.ndim == 5 else unpacked.shape[0] // batch
-        codecs.check_output(
-            request.output, batch, "image" if videos and frames == 1 and request.output.is_image else layout.media
-        )
+        self.space.family.check(unpacked, self.space, said)
+        # Of pictures an unpacked batch may be larger than what came: layers are pictures of their own.
+        batch = latents.shape[0] if layout.media == "video" else unpacked.shape[0]
+        codecs.check_output(request.output, batch, layout.media)
         height, width = (size * self.space.ratio for size in unpacked.shape[-2:])
         codecs.check_size(request.output, height, width)
         plan = self.plan_decode(tuple(unpacked.shape), said)

@@ -14,7 +14,7 @@ import torch
 
 from remote_vae.errors import BadRequest
 from remote_vae_serve.conventions import SCALED, Convention
-from remote_vae_serve.decoders import Decode, Encode, decode, encode
+from remote_vae_serve.decoders import Check, Decode, Encode, check_nothing, decode, encode
 from remote_vae_serve.layouts import SAID_NOTHING, Layout, Media, Said
 from remote_vae_serve.pixel_ranges import SIGNED, PixelRange
 
@@ -96,6 +96,7 @@ class Family:
         statistics: mean and deviation that lie in buffers of a loaded model.
         range: what the decoder's numbers mean.
         decode, encode: how its module is called.
+        check: what its decoder cannot take, or would spoil without a word.
         draws: its decoder draws noise: no two requests run as one batch.
         takes: the hints that its decoder reads.
         tile: turns the tiling of a module on, given the module, the size of a tile in pixels and the ratio; None has none.
@@ -108,7 +109,8 @@ class Family:
         half: the half precision it is fit for on a GPU.
         encoded: what the encoder gave, normalised, to the form in which its pipelines have it.
         recover: after an exception in a module that keeps state.
-        options: entries of the config that `decode` asks for.
+        options: entries of the config that `decode` and `check` ask for.
+        without_values: makes the graph of a module on the meta device run, where it would look at values.
         hub: repositories of its models on the Hub.
     """
 
@@ -123,6 +125,7 @@ class Family:
     range: PixelRange = SIGNED
     decode: Decode = decode
     encode: Encode = encode
+    check: Check = check_nothing
     draws: bool = False
     takes: Callable[[LatentSpace], tuple[str, ...]] = nothing
     tile: Tile | None = None
@@ -136,6 +139,7 @@ class Family:
     encoded: Callable[[torch.Tensor], torch.Tensor] | None = None
     recover: Callable[[Any], None] | None = None
     options: tuple[str, ...] = ()
+    without_values: Callable[[Any], None] | None = None
     hub: tuple[str, ...] = ()
 
     def space(self, class_name: str, config: Config, model: Any = None) -> LatentSpace:

@@ -13,15 +13,18 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 from remote_vae.decoding import Output
+from remote_vae.errors import BadRequest
 from remote_vae_serve.codecs import leave
 from remote_vae_serve.families import LatentSpace
 from remote_vae_serve.tiling import WHOLE, Plan, view
@@ -56,6 +59,9 @@ class Forecast:
         self._dtype = next(model.parameters()).dtype
         self._pixels = pixels or self._dtype
         self._counted = lru_cache(2048)(self._run)
+        self._runs = lru_cache(2)(self._runs_on_meta)
+        if (prepare := space.family.without_values) is not None:
+            prepare(model)
 
     @property
     def weights(self) -> int:
@@ -64,7 +70,7 @@ class Forecast:
 
     def decode(self, shape: tuple[int, ...], plan: Plan) -> int:
         """Bytes at the peak of decoding latents of that shape, `[B, C, (T,) h, w]`, theirs included, and of bringing the pixels
-        into the form that leaves the device; 0 where nothing is known."""
+        into the form that leaves the device; 0 where nothing is known. Raises BadRequest where the decoder cannot take them."""
         return self.of(DECODE, shape, plan)
 
     def encode(self, shape: tuple[int, ...], plan: Plan = WHOLE) -> int:
@@ -92,9 +98,33 @@ class Forecast:
         try:
             return self._count(work, shape, plan)
         except Exception as error:
-            # A decoder that looks at values has no forecast; one that latents do not fit will say so itself.
+            if (recover := self._space.family.recover) is not None:
+                recover(self._model)
+            if isinstance(error, BadRequest):
+                raise
+            if isinstance(error, (RuntimeError, ValueError)) and self._runs(work.kind):
+                raise BadRequest(
+                    f"{work.in_words} of shape {list(shape)} is more than {self._space.class_name} can do "
+                    f"({self._space.family.name}): {_reason(error)}",
+                    parameter="shape",
+                ) from error
+            # A decoder that looks at values has no forecast.
             logger.warning("nothing is known of the memory of %s: %s", type(self._model).__name__, error)
             return 0
+
+    def _runs_on_meta(self, kind: Literal["decode", "encode"]) -> bool:
+        """Whether the graph runs on shapes that nobody would call odd: only then is it the shape where it does not."""
+        space = self._space
+        of_time = space.family.takes_time or (kind == "decode" and space.family.media == "video")
+        edges, frames = (16, 16), (8,)
+        if kind == "encode":
+            edges, frames = (16 * space.ratio, 16 * space.ratio), (1 + 2 * (space.temporal_ratio or 1),)
+        channels = space.channels if kind == "decode" else space.pixel_channels
+        try:
+            self._count(Work(kind), (1, channels, *(frames if of_time else ()), *edges), WHOLE)
+        except Exception:
+            return False
+        return True
 
     def _count(self, work: Work, shape: tuple[int, ...], plan: Plan) -> int:
         batch, *middle, height, width = shape
@@ -125,6 +155,10 @@ class Forecast:
         return torch.empty(shape, dtype=self._dtype, device="meta")
 
 
+def _reason(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:200]
+
+
 def _leaving(pixels: torch.Tensor) -> int:
     """Bytes that the largest output takes, made of pixels."""
     return max(peak_bytes(partial(leave, pixels, output)) for output in (Output.UNIT, Output.UINT8))
@@ -151,17 +185,22 @@ def _each_tile_once(model: Any, part: str, live: LiveBytes) -> Iterator[None]:
     """
     module = getattr(model, part)
     run = module.forward
-    known: dict[torch.Size, tuple[int, torch.Size, torch.dtype]] = {}
+    known: dict[str, tuple[int, Any, list[Any]]] = {}
 
-    def forward(tile: torch.Tensor) -> torch.Tensor:
-        if tile.shape not in known:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        key = repr(tree_map(_shape_of, (args, kwargs)))
+        # Some keep features for the next frames in lists that are handed in.
+        kept = [value for value in (*args, *kwargs.values()) if isinstance(value, list)]
+        if key not in known:
             with LiveBytes() as own:
-                made: torch.Tensor = run(tile)
-            known[tile.shape] = own.peak, made.shape, made.dtype
+                made = run(*args, **kwargs)
+            known[key] = own.peak, tree_map(_shape_of, made), [tree_map(_shape_of, values) for values in kept]
             return made
-        peak, shape, dtype = known[tile.shape]
+        peak, made, left = known[key]
         live.peak = max(live.peak, live.now + peak)
-        return tile.new_empty(shape, dtype=dtype)
+        for values, after in zip(kept, left, strict=True):
+            values[:] = tree_map(_of_shape, after)
+        return tree_map(_of_shape, made)
 
     model.blend_v = model.blend_h = lambda before, tile, extent: tile
     module.forward = forward
@@ -171,12 +210,32 @@ def _each_tile_once(model: Any, part: str, live: LiveBytes) -> Iterator[None]:
         del module.forward
 
 
+@dataclass(frozen=True)
+class _Shape:
+    """Of a tensor, in its place."""
+
+    sizes: torch.Size
+    dtype: torch.dtype
+
+
+def _shape_of(value: Any) -> Any:
+    return _Shape(value.shape, value.dtype) if isinstance(value, torch.Tensor) else value
+
+
+def _of_shape(value: Any) -> Any:
+    return torch.empty(value.sizes, dtype=value.dtype, device="meta") if isinstance(value, _Shape) else value
+
+
 def on_meta(model_class: Any, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
     """The model without its weights: nothing but its graph."""
-    with torch.device("meta"):
+    try:
+        with torch.device("meta"):
+            model = model_class.from_config(dict(config))
+    except RuntimeError:  # of a constructor that reads a tensor's value (VidTok's quantiser)
         model = model_class.from_config(dict(config))
-    # Not diffusers' own `to`, which warns of a cast that would make a difference to weights.
-    return torch.nn.Module.to(model, dtype).eval().requires_grad_(False)
+    # Not diffusers' own `to`, which warns of a cast that would make a difference to weights. To the device once more: a tensor
+    # that `torch.Tensor(...)` makes does not hear of it.
+    return torch.nn.Module.to(model, "meta", dtype).eval().requires_grad_(False)
 
 
 def peak_bytes(run: Callable[[], object]) -> int:
@@ -231,7 +290,10 @@ class _FusedAttention(TorchFunctionMode):
     """Attention as devices run it: without the matrix of scores, which the meta device would hold whole (1 GiB at 1024x1024)."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is functional.scaled_dot_product_attention and args[0].is_meta:
-            query, _, value = args[:3]
+        if func is functional.scaled_dot_product_attention:
+            named = dict(zip(("query", "key", "value"), args, strict=False)) | (kwargs or {})
+            query, value = named["query"], named["value"]
+            if not query.is_meta:
+                return func(*args, **(kwargs or {}))
             return query.new_empty(*query.shape[:-1], value.shape[-1])
         return func(*args, **(kwargs or {}))

@@ -222,8 +222,8 @@ def _check_size(latents: torch.Tensor, space: LatentSpace, said: Said) -> None:
     for name, value in (("height", said.height), ("width", said.width)):
         if value is None:
             raise BadRequest(
-                f"Latents of shape {list(latents.shape)} are not [{space.channels}, h, w], and packed latents need "
-                "height and width, both, in pixels",
+                f"Latents of shape {list(latents.shape)} are not [{space.channels}, h, w], and packed latents of "
+                f"{space.class_name} need height and width, both, in pixels",
                 parameter=name,
             )
 
@@ -234,7 +234,7 @@ def _patch_of(latents: torch.Tensor, space: LatentSpace, patches: tuple[int, ...
         if width == space.channels * patch**2:
             return patch
     known = " or ".join(f"{space.channels * p * p} ({space.channels} channels, {p} x {p} patches)" for p in patches)
-    raise BadRequest(f"Packed latents have {width} values a token; this model takes {known}", parameter="shape")
+    raise BadRequest(f"Packed latents have {width} values a token; {space.class_name} takes {known}", parameter="shape")
 
 
 def _grid(
@@ -252,10 +252,16 @@ def _grid(
         runs = value + 1 if name == "layers" else (value - 1) // (space.temporal_ratio or 1) + 1
     if rows * columns * runs != latents.shape[1]:
         of = {1: ""}.get(runs, f", {runs} times")
+        layered = not needed and "layers" in space.takes and latents.shape[1] % max(1, rows * columns) == 0
         raise BadRequest(
             f"height {said.height} and width {said.width} make {rows} x {columns} = {rows * columns} tokens of "
-            f"{space.ratio * patch} x {space.ratio * patch} pixels{of}; the latents have {latents.shape[1]}",
-            parameter=needed[0] if runs != 1 and latents.shape[1] % max(1, rows * columns) == 0 else "height",
+            f"{space.ratio * patch} x {space.ratio * patch} pixels{of}; the latents of this {space.class_name} have "
+            f"{latents.shape[1]}{'. Where they are layers, send layers' if layered else ''}",
+            parameter="layers"
+            if layered
+            else needed[0]
+            if runs != 1 and latents.shape[1] % max(1, rows * columns) == 0
+            else "height",
         )
     return rows, columns, runs
 
@@ -267,7 +273,8 @@ def _unpack_target(latents: torch.Tensor, space: LatentSpace, said: Said) -> tor
     rows, columns = ((edge or 0) // (2 * space.ratio) for edge in (said.height, said.width))
     if not rows * columns or rows * columns > tokens:
         raise BadRequest(
-            f"height {said.height} and width {said.width} make {rows * columns} tokens; the latents have {tokens}",
+            f"height {said.height} and width {said.width} make {rows * columns} tokens; the latents of this "
+            f"{space.class_name} have {tokens}",
             parameter="height",
         )
     mine = latents[:, : rows * columns].reshape(batch, rows, columns, space.channels, 2, 2)
@@ -310,7 +317,10 @@ SHUFFLED = Layout(
 def _unpack_tokens_of_a_square(latents: torch.Tensor, space: LatentSpace, said: Said) -> torch.Tensor:
     side = math.isqrt(latents.shape[1])
     if side * side != latents.shape[1]:
-        raise BadRequest(f"The latents have {latents.shape[1]} tokens, which make no square", parameter="shape")
+        raise BadRequest(
+            f"The latents of this {space.class_name} have {latents.shape[1]} tokens, which make no square",
+            parameter="shape",
+        )
     return latents
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from remote_vae.encoding import EncodeRequest, Picture, in_rgb
+from remote_vae.encoding import EncodeRequest, Picture, in_rgb, in_rgba
 from remote_vae.errors import BadRequest
 from remote_vae.tensors import RawTensor, to_numpy, to_torch
 from remote_vae_serve.families import LatentSpace
@@ -52,9 +52,15 @@ def prepare(request: EncodeRequest, space: LatentSpace) -> Prepared:
         return _prepared(to_torch(image), space)
     if isinstance(image, RawTensor):
         array = to_numpy(image)
+        if array.shape[-1] > space.pixel_channels:
+            raise BadRequest(
+                f"The pixels have shape {list(array.shape)}, with alpha; {space.class_name} takes 3 channels: leave the "
+                "fourth out",
+                parameter="shape",
+            )
         pictures = [Image.fromarray(one) for one in (array if array.ndim == 4 else array[None])]
     else:
-        pictures = [open_picture(image)]
+        pictures = [open_picture(image, space.pixel_channels == 4)]
     width, height = (size - size % space.ratio for size in pictures[0].size)
     if not width or not height:
         raise BadRequest(
@@ -65,7 +71,7 @@ def prepare(request: EncodeRequest, space: LatentSpace) -> Prepared:
     arrays = [np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS)) for picture in pictures]
     pixels = torch.from_numpy(np.stack(arrays).astype(np.float32) / 255.0).permute(0, 3, 1, 2)
     pixels = 2.0 * pixels - 1.0
-    if space.pixel_channels == 4:
+    if pixels.shape[1] < space.pixel_channels:
         pixels = torch.cat([pixels, torch.ones_like(pixels[:, :1])], 1)  # opaque
     return _prepared(pixels.transpose(0, 1)[None] if of_videos else pixels, space)
 
@@ -107,8 +113,8 @@ def _prepared(pixels: torch.Tensor, space: LatentSpace) -> Prepared:
     return Prepared(pixels.transpose(1, 2).flatten(0, 1), frames=pixels.shape[2])
 
 
-def open_picture(file: Picture) -> Image.Image:
-    """The picture in a file, RGB, upright.
+def open_picture(file: Picture, alpha: bool = False) -> Image.Image:
+    """The picture in a file, upright, RGB; RGBA with `alpha`.
 
     Raises:
         BadRequest: no PNG, JPEG or WebP, too many pixels, or broken.
@@ -128,7 +134,7 @@ def open_picture(file: Picture) -> Image.Image:
         )
     try:
         ImageOps.exif_transpose(picture, in_place=True)
-        return in_rgb(picture)
+        return in_rgba(picture) if alpha else in_rgb(picture)
     except Exception as error:
         raise BadRequest(
             f"The picture cannot be read to its end ({type(error).__name__})", parameter="image"

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 from remote_vae.decoding import DecodeRequest
 from remote_vae.encoding import EncodeRequest
 from remote_vae.errors import ModelFailed, RemoteVAEError
+from remote_vae.hints import PARAMETERS
 from remote_vae.protocol import Request
 from remote_vae.wire import PROTOCOL, Result
 from remote_vae_serve.config import VAEConfig
@@ -121,6 +122,10 @@ class VAE:
                 "video": space.family.media == "video",
                 "scaling_factor": space.scaling_factor,
                 "shift_factor": space.shift_factor,
+                "hints": {
+                    parameter.name: parameter.meaning for parameter in PARAMETERS if parameter.name in space.takes
+                },
+                "application_hints": self._engine.hints.to_plain(),
                 "config": dict(self._engine.model_config),
             }
         return description

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import socket
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
+from remote_vae_serve import autoencoders
 from remote_vae_serve.cli import HAPROXY_BALANCE, main
 from remote_vae_serve.config import VAEConfig
 from remote_vae_serve.proxy import haproxy_errors
@@ -183,10 +183,10 @@ def _folder(folder: Path, config: str | None) -> None:
         (folder / "config.json").write_text(config)
 
 
-def test_a_class_without_a_row_is_said_to_get_the_generic_one(here: Path) -> None:
-    written = {"_class_name": "VQModel", "latent_channels": 3, "block_out_channels": [8, 8]}
-    _folder(here / "vq", json.dumps(written))
-    result = command("add", "vq")
+def test_a_class_without_a_row_is_said_to_get_the_generic_one(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_tiny_vae("sd", here / "new")
+    monkeypatch.setattr(autoencoders, "FAMILIES", ())
+    result = command("add", "new")
     assert result.exit_code == 0, result.stderr
     assert "generic" in result.stdout
 

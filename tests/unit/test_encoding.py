@@ -276,7 +276,7 @@ def test_the_callers_pictures_are_left_alone() -> None:
     [
         ([], "image"), (None, "image"), ("picture.png", "image"), ([FLOATS], "image"), ([*pictures(1), None], "image"),
         ([Image.new("RGB", (8, 8)), Image.new("RGB", (8, 9))], "image"), (b"", "image"),
-        (np.zeros((3, 8, 8), np.uint8), "shape"), (np.zeros((1, 8, 8, 4), np.uint8), "shape"),
+        (np.zeros((3, 8, 8), np.uint8), "shape"), (np.zeros((1, 8, 8, 5), np.uint8), "shape"),
         (np.zeros((1, 2, 8, 8, 3), np.uint8), "shape"), (np.zeros((8, 8), np.float32), "shape"),
         (np.zeros((1, 3, 8, 8)), "tensor"), (torch.zeros(1, 3, 8, 8, dtype=torch.int64), "tensor"),
         (np.zeros((0, 3, 8, 8), np.float32), "shape"),

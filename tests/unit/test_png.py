@@ -34,6 +34,14 @@ def test_the_pixels_come_back(height: int, width: int, picture: str) -> None:
         np.testing.assert_array_equal(np.asarray(image), pixels)
 
 
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_alpha_comes_back_too(height: int, width: int) -> None:
+    pixels = np.random.default_rng(height * width).integers(0, 256, (height, width, 4), np.uint8)
+    with Image.open(io.BytesIO(to_png(pixels))) as image:
+        assert (image.format, image.mode) == ("PNG", "RGBA")
+        np.testing.assert_array_equal(np.asarray(image), pixels)
+
+
 def test_another_decoder_reads_it_too() -> None:
     pixels = noise(24, 40)
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-f", "png_pipe", "-i", "pipe:0",

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from remote_vae.errors import ModelFailed
+from remote_vae.hints import PATCH_ORDER
 from remote_vae.wire import PROTOCOL
+from remote_vae_serve import replica
 from remote_vae_serve.config import VAEConfig
-from remote_vae_serve.replica import describe_arguments, resolve_device
+from remote_vae_serve.replica import VAE, describe_arguments, resolve_device
+from samples import save_tiny_vae
 
 NO_GPU_ASSIGNED = "Ray assigned this replica no GPU.*ray_actor_options"
 NO_CUDA = "torch cannot use CUDA.*device: cpu"
@@ -75,4 +81,20 @@ def test_a_cold_model_is_described_by_its_arguments() -> None:
 
 def test_a_description_survives_the_json_of_serves_status() -> None:
     description = describe_arguments(VAEConfig(source="demo", revision="abc"))
+    assert json.loads(json.dumps(description)) == description
+
+
+def test_a_model_lists_the_hints_it_takes_with_their_meaning_and_those_of_its_application(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(replica.serve, "get_replica_context", lambda: SimpleNamespace(app_name="flux"))
+    monkeypatch.setattr(replica, "Counter", Mock())
+    monkeypatch.setattr(replica.ray, "get_gpu_ids", list)
+    save_tiny_vae("flux", tmp_path)
+    hints = {"patch_order": "ph_pw_c"}
+    description = VAE(VAEConfig(source=str(tmp_path), device="cpu", threads=1, hints=hints)).description()
+    assert description["state"] == "ready"
+    assert list(description["hints"]) == ["layout", "patch_order", "denormalised"]
+    assert description["hints"]["patch_order"] == PATCH_ORDER.meaning
+    assert description["application_hints"] == hints
     assert json.loads(json.dumps(description)) == description

@@ -15,6 +15,7 @@ from families.ends import bare, end
 from families.video import CASES
 from families.video_pipelines import random
 
+pytestmark = pytest.mark.families
 IDENTITY = {
     "AutoencoderKLLTX2Video",  # as LTX2Pipeline hands them out
     "LTX2VideoDiffusionDecoderModel: of LTX2Pipeline",

@@ -16,6 +16,7 @@ from families.ends import end
 from families.images import CASES
 from families.images_made import whole
 
+pytestmark = pytest.mark.families
 CASE = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 ENCODED = pytest.mark.parametrize("case", [case for case in CASES if case.encode], ids=lambda case: case.name)
 STATISTICS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")

@@ -1,0 +1,43 @@
+"""How the tiling of each kind of diffusers' modules is turned on; always on a view of a module, never on one that others use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+OVERLAP = 0.25
+"""Of a tile's edge that its neighbour has too: with less, seams show (benchmarks/results/tiling.md)."""
+
+
+def tile_squares(vae: Any, size: int, ratio: int) -> None:
+    vae.use_tiling = True
+    vae.tile_sample_min_size, vae.tile_latent_min_size = size, size // ratio
+    vae.tile_overlap_factor = OVERLAP
+
+
+def tile_by_strides(vae: Any, size: int, ratio: int) -> None:
+    stride = int(size * (1 - OVERLAP))
+    vae.enable_tiling(
+        tile_sample_min_height=size,
+        tile_sample_min_width=size,
+        tile_sample_stride_height=stride,
+        tile_sample_stride_width=stride,
+    )
+
+
+def tile_by_factors(vae: Any, size: int, ratio: int) -> None:
+    vae.enable_tiling(
+        tile_sample_min_height=size,
+        tile_sample_min_width=size,
+        tile_overlap_factor_height=OVERLAP,
+        tile_overlap_factor_width=OVERLAP,
+    )
+
+
+def tile_with_latents(vae: Any, size: int, ratio: int) -> None:
+    vae.enable_tiling(
+        tile_sample_min_height=size,
+        tile_sample_min_width=size,
+        tile_latent_min_height=size // ratio,
+        tile_latent_min_width=size // ratio,
+        tile_overlap_factor=OVERLAP,
+    )

@@ -1,0 +1,85 @@
+"""What the server makes of latents and of pixels is what the family's own pipeline makes of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import torch
+
+from families.case import Case
+from families.shown import parameters
+from families.through_engine import (
+    ALL,
+    CASES,
+    NOT_SERVED,
+    TOLERANCE,
+    Served,
+    decode_difference,
+    difference,
+    encode_difference,
+    hints_of,
+    serving,
+)
+from remote_vae.decoding import Output
+from remote_vae_serve.autoencoders import FAMILIES, GENERIC, latent_space_of
+from remote_vae_serve.layouts import ONE_IMAGE, Said
+
+# LTX-2's diffusion decoder calls it so by itself, on a CPU.
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+
+GROUPED = tuple(
+    case
+    for case in CASES
+    if any(case.class_name in row.classes and row.decodes_batches and not row.draws for row in FAMILIES)
+)
+
+
+def test_decoded_pixels_are_those_of_its_own_pipeline(served: Served) -> None:
+    assert served.engine.space.family is not GENERIC
+    assert decode_difference(served) <= TOLERANCE
+
+
+def test_encoded_latents_are_those_of_its_own_pipeline(served: Served) -> None:
+    if served.case.encode is None:
+        pytest.skip("no pipeline encodes so")
+    assert encode_difference(served) <= TOLERANCE
+
+
+def test_a_batch_of_three_is_what_each_of_them_is_alone(served: Served) -> None:
+    """Of decoders that draw noise for a whole batch at once: what diffusers makes of that batch."""
+    three, family = served.latents(3), served.engine.space.family
+    if family.draws and family.decodes_batches:
+        theirs = served.case.reference(served.case.build(), three)
+        assert difference(served.ask(three, Output.UNIT), theirs) <= TOLERANCE
+        return
+    apart = torch.cat([served.ask(one) for one in three.split(1)])
+    assert len({tuple(one.flatten().tolist()) for one in apart.split(len(apart) // 3)}) == 3
+    assert difference(served.ask(three), apart) <= TOLERANCE
+
+
+@pytest.mark.parametrize("case", parameters(GROUPED))
+def test_requests_that_run_as_one_batch_get_what_they_get_alone(case: Case, tmp_path: Path) -> None:
+    with serving(case, tmp_path, batching="auto") as served:
+        four = served.latents(4)
+        alone = [served.ask(one) for one in four.split(1)]
+        with patch.object(served.engine, "decode_together", wraps=served.engine.decode_together) as batched:
+            together = served.together(four)
+    batched.assert_called()
+    assert max(map(difference, together, alone)) <= TOLERANCE
+
+
+def test_a_case_that_is_not_served_is_one_of_those_with_a_reason() -> None:
+    assert len(CASES) + len(NOT_SERVED) == len(ALL)
+    assert {case.class_name for case in CASES} == {name for row in FAMILIES for name in row.classes}
+
+
+def test_every_layout_of_the_table_but_one_image_is_that_of_a_case() -> None:
+    met = set()
+    for case in CASES:
+        module, size, hints = case.build(), case.parameters, hints_of(case)
+        space = latent_space_of(case.class_name, module.config, module)
+        said = Said(size.get("height"), size.get("width"), hints)
+        met.add(space.family.layout_of(case.latents(module), space, said).expects)
+    assert {layout.expects for row in FAMILIES for layout in row.layouts} - met == {ONE_IMAGE.expects}

@@ -1,0 +1,78 @@
+"""What one request does to a model is over when the next one comes: neighbours, exceptions, random numbers."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+
+from families.through_engine import WAIT_S, Served
+
+# LTX-2's diffusion decoder calls it so by itself, on a CPU.
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+
+THREADS = 4
+
+
+class Stumbled(Exception):
+    """In the middle of a decode."""
+
+
+def last_step(served: Served) -> torch.nn.Module:
+    """The innermost module that a decode ends with. One that goes chunk by chunk comes to it with chunks still before it."""
+    called: list[torch.nn.Module] = []
+    leaves = [module for module in served.model.modules() if not list(module.children())]
+    hooks = [leaf.register_forward_hook(lambda module, given, made: called.append(module)) for leaf in leaves]
+    served.ask(served.latents(1))
+    for hook in hooks:
+        hook.remove()
+    return called[-1]
+
+
+def stumble(module: torch.nn.Module) -> Callable[[], None]:
+    """The module raises at its next call; what is returned takes that back."""
+
+    def raise_it(*_: Any) -> None:
+        raise Stumbled
+
+    return module.register_forward_hook(raise_it).remove
+
+
+def test_four_threads_at_once_get_what_each_gets_alone(served: Served) -> None:
+    four = served.latents(THREADS).split(1)
+    alone = [served.ask(one) for one in four]
+    begin = threading.Barrier(THREADS)
+
+    def ask(latents: torch.Tensor) -> torch.Tensor:
+        begin.wait(WAIT_S)
+        return served.ask(latents)
+
+    with ThreadPoolExecutor(THREADS) as threads:
+        together = list(threads.map(ask, four))
+    assert all(map(torch.equal, together, alone))
+    assert not torch.equal(alone[0], alone[1])
+
+
+def test_after_an_exception_the_next_decode_is_what_it_was_before(served: Served) -> None:
+    latents, other = served.latents(2).split(1)
+    before = served.ask(latents)
+    mend = stumble(last_step(served))
+    with pytest.raises(Stumbled):
+        served.ask(other)
+    mend()
+    assert torch.equal(served.ask(latents), before)
+
+
+def test_a_decode_moves_nobody_elses_random_numbers(served: Served) -> None:
+    latents, state = served.latents(1), torch.random.get_rng_state()
+    first = served.ask(latents)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.random.manual_seed(3)
+    try:
+        assert torch.equal(served.ask(latents), first)
+    finally:
+        torch.random.set_rng_state(state)

@@ -25,6 +25,7 @@ from remote_vae_serve import tile_rules
 from remote_vae_serve.codecs import to_uint8
 from remote_vae_serve.config import VAEConfig
 from remote_vae_serve.eager import EagerEngine
+from remote_vae_serve.families import Tile
 from remote_vae_serve.tiling import Plan, view
 
 OVERLAPS = (0.125, 0.25, 0.5)
@@ -45,7 +46,7 @@ class Case:
     model: Any
     latents: torch.Tensor
     sizes: tuple[int, ...]
-    tile: families.Tile
+    tile: Tile
 
 
 def cases() -> Iterator[Case]:

@@ -30,6 +30,7 @@ from remote_vae_serve.device import Job
 from remote_vae_serve.engine import Decoded, Engine
 from remote_vae_serve.fake import FakeEngine
 from remote_vae_serve.http import create_app, create_model_app
+from remote_vae_serve.layouts import SAID_NOTHING, Said
 from remote_vae_serve.pipeline import Pipeline
 from remote_vae_serve.tiling import Plan
 from served import served
@@ -143,14 +144,14 @@ class Gated(FakeEngine):
         self.open.set()
         self.decoded: list[list[float]] = []
 
-    def group_limit(self, shape: tuple[int, ...], plan: Plan) -> int:
+    def group_limit(self, shape: tuple[int, ...], plan: Plan, said: Said = SAID_NOTHING) -> int:
         return self.grouped
 
-    def decode(self, latents: torch.Tensor, plan: Plan) -> Decoded:
+    def decode(self, latents: torch.Tensor, plan: Plan, said: Said = SAID_NOTHING) -> Decoded:
         self.decoded.append(latents[:, 0, 0, 0].tolist())
         self.entered.set()
         assert self.open.wait(PATIENCE_S)
-        return super().decode(latents, plan)
+        return super().decode(latents, plan, said)
 
     def shut(self) -> None:
         self.decoded.clear()

@@ -18,6 +18,7 @@ from remote_vae_serve import eager
 from remote_vae_serve.budget import GIB, budget, host_memory
 from remote_vae_serve.config import VAEConfig
 from remote_vae_serve.eager import EagerEngine
+from remote_vae_serve.layouts import SAID_NOTHING, Said
 from remote_vae_serve.tiling import ONE_BY_ONE, SIZES, WHOLE, Plan, plans
 from samples import latents, save_tiny_vae
 
@@ -168,9 +169,9 @@ def decodes_of(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     shapes: list[tuple[int, ...]] = []
     decode = EagerEngine.decode
 
-    def spied(self: EagerEngine, z: torch.Tensor, plan: Plan = WHOLE) -> Any:
+    def spied(self: EagerEngine, z: torch.Tensor, plan: Plan = WHOLE, said: Said = SAID_NOTHING) -> Any:
         shapes.append(tuple(z.shape))
-        return decode(self, z, plan)
+        return decode(self, z, plan, said)
 
     monkeypatch.setattr(EagerEngine, "decode", spied)
     return shapes

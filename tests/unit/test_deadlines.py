@@ -25,6 +25,7 @@ from remote_vae.wire import Result
 from remote_vae_serve.engine import Decoded
 from remote_vae_serve.fake import FakeEngine
 from remote_vae_serve.http import create_app
+from remote_vae_serve.layouts import SAID_NOTHING, Said
 from remote_vae_serve.tiling import WHOLE, Plan
 from scripted_server import Exchange, ScriptedServer
 from served import served
@@ -114,11 +115,11 @@ class Counting(FakeEngine):
         self.decoded: list[float] = []
         self.begun, self.go_on = threading.Event(), threading.Event()
 
-    def decode(self, latents: torch.Tensor, plan: Plan = WHOLE) -> Decoded:
+    def decode(self, latents: torch.Tensor, plan: Plan = WHOLE, said: Said = SAID_NOTHING) -> Decoded:
         self.decoded += latents[:, 0, 0, 0].tolist()
         self.begun.set()
         self.go_on.wait(5)
-        return super().decode(latents, plan)
+        return super().decode(latents, plan, said)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from remote_vae.decoding import Output
 from remote_vae_serve import codecs, video
 from remote_vae_serve.device import Device, Job
 from remote_vae_serve.engine import Decoded
+from remote_vae_serve.layouts import Said
 from remote_vae_serve.tiling import Plan
 from samples import latents, save_tiny_vae
 
@@ -75,10 +76,10 @@ def test_a_decode_that_fails_leaves_nothing_behind_and_is_in_the_log(
     engine = gated()
     decode = engine.decode
 
-    def failing(z: torch.Tensor, plan: Plan) -> Decoded:
+    def failing(z: torch.Tensor, plan: Plan, said: Said) -> Decoded:
         if z.min() == 1:
             raise RuntimeError("/root/secret")
-        return decode(z, plan)
+        return decode(z, plan, said)
 
     engine.decode = failing  # type: ignore[method-assign]
     with house(engine, temporary) as there:

@@ -13,6 +13,8 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,8 @@ import diffusers
 import torch
 
 from families.case import Case
-from families.through_engine import ALL, CASES, decode_difference, encode_difference, serving
+from families.stumbling import Stumbled, last_step, stumble
+from families.through_engine import ALL, CASES, Served, decode_difference, difference, encode_difference, serving
 from remote_vae.hints import PARAMETERS
 from remote_vae_serve.autoencoders import FAMILIES, latent_space_of
 from remote_vae_serve.decoders import decode_in_tiles_always
@@ -103,11 +106,11 @@ same pixels, in float32 on a CPU: of pixels from 0 to 1, and of latents. Tiny mo
 from 0 and 1; diffusers {diffusers}, torch {torch}. 0 is equal in every bit. Where no pipeline of diffusers has the class, its
 module was called.
 
-`make test-families` shows these, and for each: a batch of three against one by one, four threads at once, the decode after an
-exception, random numbers that are not touched.
+Then a batch of three against one by one, four threads at once against each alone, and the decode after one that an exception
+ended against the one before. `make test-families` holds all of it.
 
-| case | decode | encode |
-|---|---|---|
+| case | decode | encode | batch of 3 | 4 threads | after an exception |
+|---|---|---|---|---|---|
 """
 CANNOT = """
 ## What cannot be had, and why
@@ -134,9 +137,25 @@ def measure() -> dict[str, Any]:
     for case in CASES:
         with tempfile.TemporaryDirectory() as folder, serving(case, Path(folder)) as served:
             encoded = None if case.encode is None else encode_difference(served)
-            cases[case.name] = {"decode": decode_difference(served), "encode": encoded}
+            cases[case.name] = {"decode": decode_difference(served), "encode": encoded} | _safety(served)
             print(case.name, cases[case.name])
     return {"diffusers": diffusers.__version__, "torch": torch.__version__.split("+")[0], "cases": cases}
+
+
+def _safety(served: Served) -> dict[str, float | None]:
+    """Of a batch of three, of four threads at once and after an exception, against each sample alone and before."""
+    samples, family = served.latents(4).split(1), served.engine.space.family
+    alone = [served.ask(one) for one in samples]
+    batch = None
+    if not (family.draws and family.decodes_batches):  # whose noise is one for the batch: `decode` is of one
+        batch = difference(served.ask(torch.cat(samples[:3])), torch.cat(alone[:3]))
+    with ThreadPoolExecutor(4) as threads:
+        at_once = max(map(difference, threads.map(served.ask, samples), alone))
+    mend = stumble(last_step(served))
+    with suppress(Stumbled):
+        served.ask(samples[1])
+    mend()
+    return {"batch": batch, "threads": at_once, "exception": difference(served.ask(samples[0]), alone[0])}
 
 
 def page(measured: dict[str, Any]) -> str:
@@ -150,7 +169,7 @@ def page(measured: dict[str, Any]) -> str:
     lines += [_row(f"`{parameter.name}`", parameter.meaning) for parameter in PARAMETERS]
     lines.append(EXACT.format(**measured))
     lines += [
-        _row(name, *(_figure(numbers[key]) for key in ("decode", "encode")))
+        _row(name, *(_figure(numbers[key]) for key in ("decode", "encode", "batch", "threads", "exception")))
         for name, numbers in measured["cases"].items()
     ]
     kinds = [

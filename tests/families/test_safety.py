@@ -3,43 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pytest
 import torch
 
+from families.stumbling import Stumbled, last_step, stumble
 from families.through_engine import WAIT_S, Served
 
 # LTX-2's diffusion decoder calls it so by itself, on a CPU.
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 
 THREADS = 4
-
-
-class Stumbled(Exception):
-    """In the middle of a decode."""
-
-
-def last_step(served: Served) -> torch.nn.Module:
-    """The innermost module that a decode ends with. One that goes chunk by chunk comes to it with chunks still before it."""
-    called: list[torch.nn.Module] = []
-    leaves = [module for module in served.model.modules() if not list(module.children())]
-    hooks = [leaf.register_forward_hook(lambda module, given, made: called.append(module)) for leaf in leaves]
-    served.ask(served.latents(1))
-    for hook in hooks:
-        hook.remove()
-    return called[-1]
-
-
-def stumble(module: torch.nn.Module) -> Callable[[], None]:
-    """The module raises at its next call; what is returned takes that back."""
-
-    def raise_it(*_: Any) -> None:
-        raise Stumbled
-
-    return module.register_forward_hook(raise_it).remove
 
 
 def test_four_threads_at_once_get_what_each_gets_alone(served: Served) -> None:

@@ -7,17 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from remote_vae.errors import BadRequest
+from remote_vae_serve.latent_numbers import LatentNumbers
 from remote_vae_serve.layouts import Said, from_patches, to_patches
 
-if TYPE_CHECKING:
-    from remote_vae_serve.families import LatentSpace
-
-Formula = Callable[[torch.Tensor, "LatentSpace", Said], torch.Tensor]
+Formula = Callable[[torch.Tensor, LatentNumbers, Said], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,7 @@ def shift_and_scale(latents: torch.Tensor, factor: float | None, shift: float | 
     return shifted if factor is None else shifted * factor
 
 
-def _along_channels(values: tuple[float, ...], latents: torch.Tensor, space: LatentSpace) -> torch.Tensor:
+def _along_channels(values: tuple[float, ...], latents: torch.Tensor, space: LatentNumbers) -> torch.Tensor:
     """To multiply latents with: one value for each channel, or for each channel and frame (Cosmos 1)."""
     tensor = torch.tensor(values, dtype=latents.dtype, device=latents.device)
     if len(values) == space.channels:
@@ -64,28 +61,28 @@ def _along_channels(values: tuple[float, ...], latents: torch.Tensor, space: Lat
     return tensor.view(1, space.channels, -1, 1, 1)[:, :, : latents.shape[2]]
 
 
-def _statistics(latents: torch.Tensor, space: LatentSpace) -> tuple[torch.Tensor, torch.Tensor] | None:
+def _statistics(latents: torch.Tensor, space: LatentNumbers) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Mean and deviation, where the model has them."""
     if space.mean is None or space.std is None:
         return None
     return _along_channels(space.mean, latents, space), _along_channels(space.std, latents, space)
 
 
-def _from_either(latents: torch.Tensor, space: LatentSpace, said: Said) -> torch.Tensor:
+def _from_either(latents: torch.Tensor, space: LatentNumbers, said: Said) -> torch.Tensor:
     if (known := _statistics(latents, space)) is None:
         return scale_and_shift(latents, space.scaling_factor, space.shift_factor)
     mean, std = known
     return latents * std / (space.scaling_factor or 1.0) + mean
 
 
-def _to_either(latents: torch.Tensor, space: LatentSpace, said: Said) -> torch.Tensor:
+def _to_either(latents: torch.Tensor, space: LatentNumbers, said: Said) -> torch.Tensor:
     if (known := _statistics(latents, space)) is None:
         return shift_and_scale(latents, space.scaling_factor, space.shift_factor)
     mean, std = known
     return (latents - mean) * (space.scaling_factor or 1.0) / std
 
 
-def _to_unscaled(latents: torch.Tensor, space: LatentSpace, said: Said) -> torch.Tensor:
+def _to_unscaled(latents: torch.Tensor, space: LatentNumbers, said: Said) -> torch.Tensor:
     """LTX's image-to-video pipelines leave the scaling_factor out where they encode."""
     known = _statistics(latents, space)
     assert known is not None
@@ -93,7 +90,7 @@ def _to_unscaled(latents: torch.Tensor, space: LatentSpace, said: Said) -> torch
     return (latents - mean) * 1.0 / std
 
 
-def _from_inverse(latents: torch.Tensor, space: LatentSpace, said: Said) -> torch.Tensor:
+def _from_inverse(latents: torch.Tensor, space: LatentNumbers, said: Said) -> torch.Tensor:
     known = _statistics(latents, space)
     if known is None:
         return latents
@@ -102,7 +99,7 @@ def _from_inverse(latents: torch.Tensor, space: LatentSpace, said: Said) -> torc
     return latents / (1.0 / std) + mean if sigma is None else latents * std / sigma + mean
 
 
-def _to_inverse(latents: torch.Tensor, space: LatentSpace, said: Said) -> torch.Tensor:
+def _to_inverse(latents: torch.Tensor, space: LatentNumbers, said: Said) -> torch.Tensor:
     known = _statistics(latents, space)
     if known is None:
         return latents
@@ -111,7 +108,7 @@ def _to_inverse(latents: torch.Tensor, space: LatentSpace, said: Said) -> torch.
     return (latents - mean) * (1.0 / std) if sigma is None else (latents - mean) * sigma / std
 
 
-def _sigma(space: LatentSpace, said: Said) -> float:
+def _sigma(space: LatentNumbers, said: Said) -> float:
     if said.hints.sigma_data is None:
         raise BadRequest(
             f"{space.class_name} needs sigma_data, which its pipeline reads from its scheduler (0.5 for Cosmos 1); send it, or "
@@ -121,17 +118,17 @@ def _sigma(space: LatentSpace, said: Said) -> float:
     return said.hints.sigma_data
 
 
-def _from_sigma(latents: torch.Tensor, space: LatentSpace, said: Said) -> torch.Tensor:
+def _from_sigma(latents: torch.Tensor, space: LatentNumbers, said: Said) -> torch.Tensor:
     sigma, known = _sigma(space, said), _statistics(latents, space)
     return latents / sigma if known is None else latents * known[1] / sigma + known[0]
 
 
-def _to_sigma(latents: torch.Tensor, space: LatentSpace, said: Said) -> torch.Tensor:
+def _to_sigma(latents: torch.Tensor, space: LatentNumbers, said: Said) -> torch.Tensor:
     sigma, known = _sigma(space, said), _statistics(latents, space)
     return latents * sigma if known is None else (latents - known[0]) * sigma / known[1]
 
 
-def _patched_statistics(space: LatentSpace, said: Said, like: torch.Tensor) -> list[torch.Tensor]:
+def _patched_statistics(space: LatentNumbers, said: Said, like: torch.Tensor) -> list[torch.Tensor]:
     """Mean and deviation of patches in the order (c, ph, pw), whatever the order of the tokens that they were counted on."""
     found = [torch.tensor(values or (), dtype=like.dtype, device=like.device) for values in (space.mean, space.std)]
     if said.hints.patch_order == "ph_pw_c":
@@ -139,7 +136,7 @@ def _patched_statistics(space: LatentSpace, said: Said, like: torch.Tensor) -> l
     return [values.view(1, -1, 1, 1) for values in found]
 
 
-def _from_patches(latents: torch.Tensor, space: LatentSpace, said: Said) -> torch.Tensor:
+def _from_patches(latents: torch.Tensor, space: LatentNumbers, said: Said) -> torch.Tensor:
     if latents.shape[-1] % 2 or latents.shape[-2] % 2:
         raise BadRequest(
             f"The latents are {latents.shape[-2]} x {latents.shape[-1]}; {space.class_name} has 2 x 2 patches, so that both "
@@ -150,24 +147,24 @@ def _from_patches(latents: torch.Tensor, space: LatentSpace, said: Said) -> torc
     return from_patches(to_patches(latents) * std + mean)
 
 
-def _to_patches(latents: torch.Tensor, space: LatentSpace, said: Said) -> torch.Tensor:
+def _to_patches(latents: torch.Tensor, space: LatentNumbers, said: Said) -> torch.Tensor:
     mean, std = _patched_statistics(space, said, latents)
     return (to_patches(latents) - mean) / std
 
 
-def _to_inverted(latents: torch.Tensor, space: LatentSpace, said: Said) -> torch.Tensor:
+def _to_inverted(latents: torch.Tensor, space: LatentNumbers, said: Said) -> torch.Tensor:
     """CogVideoX 1.5 divides where it encodes an image, too (CogVideoXImageToVideoPipeline.prepare_latents)."""
     if space.option("invert_scale_latents"):
         return scale_and_shift(latents, space.scaling_factor, None)
     return _to_either(latents, space, said)
 
 
-def _to_rounded(latents: torch.Tensor, space: LatentSpace, said: Said) -> torch.Tensor:
+def _to_rounded(latents: torch.Tensor, space: LatentNumbers, said: Said) -> torch.Tensor:
     """MiniMax-H3 was trained on latents that had been stored in float16."""
     return _to_inverse(latents.to(torch.float16).to(latents.dtype), space, said)
 
 
-def _as_it_is(latents: torch.Tensor, space: LatentSpace, said: Said) -> torch.Tensor:
+def _as_it_is(latents: torch.Tensor, space: LatentNumbers, said: Said) -> torch.Tensor:
     return latents
 
 

@@ -1,7 +1,7 @@
 """A family is a row of data: which autoencoders it has, how their latents are laid out and denormalised, what comes out. The rows
 are in `autoencoders.py`.
 
-`LatentSpace` holds what one loaded model says of its latents: read from its config and its buffers, never written down here.
+`LatentSpace` is one loaded model's numbers and its row.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from typing import Any
 import torch
 
 from remote_vae.errors import BadRequest
+from remote_vae_serve.checks import Check, check_nothing
 from remote_vae_serve.conventions import SCALED, Convention
-from remote_vae_serve.decoders import Check, Decode, Encode, check_nothing, decode, encode
+from remote_vae_serve.decoders import Decode, Encode, decode, encode
+from remote_vae_serve.latent_numbers import LatentNumbers
 from remote_vae_serve.layouts import SAID_NOTHING, Layout, Media, Said
 from remote_vae_serve.pixel_ranges import SIGNED, PixelRange
 
@@ -24,36 +26,11 @@ Number = Callable[[Config, Any], "int | None"]
 """A number of a model, from its config and from the model itself, whose weights need not be there."""
 
 
-@dataclass(frozen=True)
-class LatentSpace:
-    """What a model says of its latents.
-
-    Attributes:
-        channels: of the latents.
-        ratio: pixels along an edge for each latent.
-        scaling_factor, shift_factor, mean, std: None where the model has none.
-        force_upcast: the model overflows in float16.
-        temporal_ratio: frames for each latent frame after the first, of a video model; else None.
-        pixel_channels: what the encoder takes: 3, or 4 with alpha.
-        decoder_options: entries of the config that the family's decoder asks for.
-    """
+@dataclass(frozen=True, kw_only=True)
+class LatentSpace(LatentNumbers):
+    """A model's latents: its numbers, and the family that says what to do with them."""
 
     family: Family
-    class_name: str
-    channels: int
-    ratio: int
-    scaling_factor: float | None = None
-    shift_factor: float | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    force_upcast: bool = False
-    temporal_ratio: int | None = None
-    pixel_channels: int = 3
-    decoder_options: tuple[tuple[str, Any], ...] = ()
-
-    def option(self, name: str) -> Any:
-        """An entry of the config that the family names; None where it lacks it."""
-        return dict(self.decoder_options).get(name)
 
     @property
     def takes(self) -> tuple[str, ...]:

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from remote_vae_serve.checks import check_square
 from remote_vae_serve.conventions import IDENTITY, OF_PATCHES, STATISTICS
-from remote_vae_serve.decoders import (
-    check_square,
-    decode_with_noise,
-    decode_without_quantising,
-    schedule_on_host,
-)
+from remote_vae_serve.decoders import decode_with_noise, decode_without_quantising, schedule_on_host
 from remote_vae_serve.families import Family
 from remote_vae_serve.layouts import (
     FOLDED,
@@ -139,7 +135,7 @@ ROWS: tuple[Family, ...] = (
     Family(
         "Qwen-Image",
         ("AutoencoderKLQwenImage",),
-        (ONE_FRAME, packed(has_time=True, layers=True), packed(has_time=True), IMAGES_AS_FRAMES, VIDEO),
+        (ONE_FRAME, packed(has_time=True, layers=True), packed(has_time=True, or_layers=True), IMAGES_AS_FRAMES, VIDEO),
         RATIO,
         Z_DIM,
         lambda config, model: 4,

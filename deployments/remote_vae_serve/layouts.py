@@ -8,15 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 
 from remote_vae.errors import BadRequest
 from remote_vae.hints import Hints
-
-if TYPE_CHECKING:
-    from remote_vae_serve.families import LatentSpace
+from remote_vae_serve.latent_numbers import LatentNumbers
 
 Media = Literal["image", "video"]
 Kind = Literal["channels_first", "channels_last", "frames_first"]
@@ -32,12 +30,12 @@ class Said:
 
 
 SAID_NOTHING = Said()
-Fits = Callable[[torch.Tensor, "LatentSpace", Said], bool]
-Unpack = Callable[[torch.Tensor, "LatentSpace", Said], torch.Tensor]
+Fits = Callable[[torch.Tensor, LatentNumbers, Said], bool]
+Unpack = Callable[[torch.Tensor, LatentNumbers, Said], torch.Tensor]
 Repack = Callable[[torch.Tensor, tuple[int, ...], Said], torch.Tensor]
 
 
-def _as_it_is(latents: torch.Tensor, space: LatentSpace, said: Said) -> torch.Tensor:
+def _as_it_is(latents: torch.Tensor, space: LatentNumbers, said: Said) -> torch.Tensor:
     return latents
 
 
@@ -68,7 +66,7 @@ class Layout:
     takes: tuple[str, ...] = ()
 
 
-def _fold_frames(latents: torch.Tensor, space: LatentSpace, said: Said) -> torch.Tensor:
+def _fold_frames(latents: torch.Tensor, space: LatentNumbers, said: Said) -> torch.Tensor:
     batch, channels, frames, height, width = latents.shape
     return latents.permute(0, 2, 1, 3, 4).reshape(batch * frames, channels, height, width)
 
@@ -82,7 +80,7 @@ def _without_time(pixels: torch.Tensor, shape: tuple[int, ...], said: Said) -> t
     return pixels[:, :, 0]
 
 
-def _is_one_image(latents: torch.Tensor, space: LatentSpace, said: Said) -> bool:
+def _is_one_image(latents: torch.Tensor, space: LatentNumbers, said: Said) -> bool:
     """`[C, h, w]` without a size, or with its own: SD.Next sends both, for Flux and HiDream. Packed latents of that size have
     another number of tokens, so that nothing is both."""
     if latents.ndim != 3 or latents.shape[0] != space.channels:
@@ -94,13 +92,13 @@ def _is_one_image(latents: torch.Tensor, space: LatentSpace, said: Said) -> bool
 def has_axes(count: int, channels_on: int) -> Fits:
     """So many axes, the channels on that one."""
 
-    def fits(latents: torch.Tensor, space: LatentSpace, said: Said) -> bool:
+    def fits(latents: torch.Tensor, space: LatentNumbers, said: Said) -> bool:
         return latents.ndim == count and latents.shape[channels_on] == space.channels
 
     return fits
 
 
-def _is_last(latents: torch.Tensor, space: LatentSpace, said: Said) -> bool:
+def _is_last(latents: torch.Tensor, space: LatentNumbers, said: Said) -> bool:
     """Channels on the last axis; where they are on axis 1 as well, only by request."""
     last = latents.ndim == 5 and latents.shape[-1] == space.channels
     return last and (said.hints.layout == "channels_last" or latents.shape[1] != space.channels)
@@ -177,6 +175,7 @@ def packed(
     media: Media = "image",
     has_time: bool = False,
     layers: bool = False,
+    or_layers: bool = False,
     multiple: int = 1,
 ) -> Layout:
     """Tokens `[B, N, C*p*p]`, row by row, each a p x p patch.
@@ -185,15 +184,16 @@ def packed(
         patches: the p that this family has; the width of a token says which.
         has_time: the decoder takes videos: an axis for time is put in; of a video, tokens go frame by frame.
         layers: one token for each patch of each layer; the first layer is no part of the picture.
+        or_layers: the family has latents of layers too, which this is not.
         multiple: the picture's edges are taken down to a multiple of so many latents.
     """
     video = media == "video"
     needed = ("num_frames",) if video else ("layers",) if layers else ()
 
-    def unpack(latents: torch.Tensor, space: LatentSpace, said: Said) -> torch.Tensor:
+    def unpack(latents: torch.Tensor, space: LatentNumbers, said: Said) -> torch.Tensor:
         _check_size(latents, space, said)
         patch = _patch_of(latents, space, patches)
-        rows, columns, runs = _grid(latents, space, said, max(patch, multiple), patch, needed)
+        rows, columns, runs = _grid(latents, space, said, max(patch, multiple), patch, needed, or_layers)
         shape = (latents.shape[0], runs, rows, columns)
         if said.hints.patch_order == "ph_pw_c":
             split = latents.view(*shape, patch, patch, space.channels).permute(0, 6, 1, 2, 4, 3, 5)
@@ -218,7 +218,7 @@ def packed(
     )
 
 
-def _check_size(latents: torch.Tensor, space: LatentSpace, said: Said) -> None:
+def _check_size(latents: torch.Tensor, space: LatentNumbers, said: Said) -> None:
     for name, value in (("height", said.height), ("width", said.width)):
         if value is None:
             raise BadRequest(
@@ -228,7 +228,7 @@ def _check_size(latents: torch.Tensor, space: LatentSpace, said: Said) -> None:
             )
 
 
-def _patch_of(latents: torch.Tensor, space: LatentSpace, patches: tuple[int, ...]) -> int:
+def _patch_of(latents: torch.Tensor, space: LatentNumbers, patches: tuple[int, ...]) -> int:
     width = latents.shape[-1]
     for patch in patches:
         if width == space.channels * patch**2:
@@ -238,7 +238,13 @@ def _patch_of(latents: torch.Tensor, space: LatentSpace, patches: tuple[int, ...
 
 
 def _grid(
-    latents: torch.Tensor, space: LatentSpace, said: Said, multiple: int, patch: int, needed: tuple[str, ...]
+    latents: torch.Tensor,
+    space: LatentNumbers,
+    said: Said,
+    multiple: int,
+    patch: int,
+    needed: tuple[str, ...],
+    or_layers: bool,
 ) -> tuple[int, int, int]:
     """Rows and columns of tokens, and how many runs of them there are: frames or layers."""
     height, width = said.height or 0, said.width or 0
@@ -251,22 +257,22 @@ def _grid(
             raise BadRequest(f"Packed latents of {space.class_name} need {name} too", parameter=name)
         runs = value + 1 if name == "layers" else (value - 1) // (space.temporal_ratio or 1) + 1
     if rows * columns * runs != latents.shape[1]:
-        of = {1: ""}.get(runs, f", {runs} times")
-        layered = not needed and "layers" in space.takes and latents.shape[1] % max(1, rows * columns) == 0
+        several = latents.shape[1] % max(1, rows * columns) == 0
+        of, more, parameter = f", {runs} times" if runs != 1 else "", "", "height"
+        if several and runs != 1:
+            parameter = needed[0]
+        elif several and or_layers:
+            more, parameter = ". Where they are layers, send layers", "layers"
         raise BadRequest(
             f"height {said.height} and width {said.width} make {rows} x {columns} = {rows * columns} tokens of "
             f"{space.ratio * patch} x {space.ratio * patch} pixels{of}; the latents of this {space.class_name} have "
-            f"{latents.shape[1]}{'. Where they are layers, send layers' if layered else ''}",
-            parameter="layers"
-            if layered
-            else needed[0]
-            if runs != 1 and latents.shape[1] % max(1, rows * columns) == 0
-            else "height",
+            f"{latents.shape[1]}{more}",
+            parameter=parameter,
         )
     return rows, columns, runs
 
 
-def _unpack_target(latents: torch.Tensor, space: LatentSpace, said: Said) -> torch.Tensor:
+def _unpack_target(latents: torch.Tensor, space: LatentNumbers, said: Said) -> torch.Tensor:
     """Of tokens that are 2 x 2 patches of one frame, those of the picture come first; the others are what it was made from."""
     _check_size(latents, space, said)
     batch, tokens = latents.shape[:2]
@@ -290,7 +296,7 @@ TARGET_TOKENS = Layout(
 )
 
 
-def _unshuffle(latents: torch.Tensor, space: LatentSpace, said: Said) -> torch.Tensor:
+def _unshuffle(latents: torch.Tensor, space: LatentNumbers, said: Said) -> torch.Tensor:
     """Two frames in each one's channels, `[B, 2C, F, h, w]` to `[B, C, 2F - 1, h, w]`: the first is there twice."""
     batch, _, frames, height, width = latents.shape
     split = latents.permute(0, 2, 1, 3, 4).reshape(batch, 2 * frames, space.channels, height, width)
@@ -314,7 +320,7 @@ SHUFFLED = Layout(
 )
 
 
-def _unpack_tokens_of_a_square(latents: torch.Tensor, space: LatentSpace, said: Said) -> torch.Tensor:
+def _unpack_tokens_of_a_square(latents: torch.Tensor, space: LatentNumbers, said: Said) -> torch.Tensor:
     side = math.isqrt(latents.shape[1])
     if side * side != latents.shape[1]:
         raise BadRequest(

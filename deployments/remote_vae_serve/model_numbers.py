@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from remote_vae_serve.families import Config, LatentSpace
+from remote_vae_serve.families import Config
+from remote_vae_serve.latent_numbers import LatentNumbers
 
 
 def halvings(*names: str) -> Any:
@@ -60,10 +61,10 @@ def frames_of_wan(config: Config, model: Any) -> int:
 OF_BLOCKS = halvings("block_out_channels")
 
 
-def buffers(model: Any, space: LatentSpace) -> tuple[torch.Tensor, torch.Tensor]:
+def buffers(model: Any, space: LatentNumbers) -> tuple[torch.Tensor, torch.Tensor]:
     return model.latents_mean.float(), model.latents_std.float()
 
 
-def batch_norm(model: Any, space: LatentSpace) -> tuple[torch.Tensor, torch.Tensor]:
+def batch_norm(model: Any, space: LatentNumbers) -> tuple[torch.Tensor, torch.Tensor]:
     """The deviation as the pipelines compute it of the variance."""
     return model.bn.running_mean, torch.sqrt(model.bn.running_var + space.option("batch_norm_eps"))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
+from remote_vae_serve.checks import check_clip, check_covered, check_fours, check_neighbours, check_timestep
 from remote_vae_serve.conventions import IDENTITY, INVERTED, OF_SIGMA, ROUNDED, SCALED_ONE_WAY, STATISTICS
 from remote_vae_serve.decoders import (
-    check_clip,
-    check_covered,
-    check_fours,
-    check_neighbours,
-    check_timestep,
     decode_at_a_time,
     decode_in_chunks,
     decode_in_tiles_always,
@@ -48,6 +46,25 @@ def _times(space: LatentSpace) -> tuple[str, ...]:
     return ("decode_timestep", "decode_noise_scale", "seed") if space.option("timestep_conditioning") else ()
 
 
+_LTX = Family(
+    "LTX Video",
+    ("AutoencoderKLLTXVideo",),
+    (VIDEO, packed((1,), media="video", has_time=True)),
+    RATIO,
+    temporal_ratio=FRAMES,
+    convention=SCALED_ONE_WAY,
+    statistics=buffers,
+    decode=decode_at_a_time,
+    check=check_timestep,
+    draws=True,
+    takes=_times,
+    tile=tile_by_strides,
+    decodes_batches=False,
+    fps=24,
+    half=torch.bfloat16,
+    options=("timestep_conditioning",),
+    hub=("Lightricks/LTX-Video", "Lightricks/LTX-Video-0.9.7-dev"),
+)
 ROWS: tuple[Family, ...] = (
     Family(
         "Wan 2.1 and 2.2, Cosmos 2, SkyReels, FIBO, JoyImage",
@@ -65,44 +82,8 @@ ROWS: tuple[Family, ...] = (
         half=torch.bfloat16,
         hub=("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "Wan-AI/Wan2.2-TI2V-5B-Diffusers"),
     ),
-    Family(
-        "LTX Video",
-        ("AutoencoderKLLTXVideo",),
-        (VIDEO, packed((1,), media="video", has_time=True)),
-        RATIO,
-        temporal_ratio=FRAMES,
-        convention=SCALED_ONE_WAY,
-        statistics=buffers,
-        decode=decode_at_a_time,
-        check=check_timestep,
-        draws=True,
-        takes=_times,
-        tile=tile_by_strides,
-        decodes_batches=False,
-        fps=24,
-        half=torch.bfloat16,
-        options=("timestep_conditioning",),
-        hub=("Lightricks/LTX-Video", "Lightricks/LTX-Video-0.9.7-dev"),
-    ),
-    Family(
-        "LTX-2, Sana-Video",
-        ("AutoencoderKLLTX2Video",),
-        (VIDEO, packed((1,), media="video", has_time=True)),
-        RATIO,
-        temporal_ratio=FRAMES,
-        convention=SCALED_ONE_WAY,
-        statistics=buffers,
-        decode=decode_at_a_time,
-        check=check_timestep,
-        draws=True,
-        takes=_times,
-        tile=tile_by_strides,
-        decodes_batches=False,
-        fps=24,
-        half=torch.bfloat16,
-        options=("timestep_conditioning",),
-        hub=("Lightricks/LTX-2",),
-    ),
+    _LTX,
+    replace(_LTX, name="LTX-2, Sana-Video", classes=("AutoencoderKLLTX2Video",), hub=("Lightricks/LTX-2",)),
     Family(
         "LTX-2's diffusion decoder",
         ("LTX2VideoDiffusionDecoderModel",),

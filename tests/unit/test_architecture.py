@@ -51,6 +51,7 @@ KNOWS_TORCH = {
     "video_autoencoders",
     "model_numbers",
     "conventions",
+    "checks",
     "decoders",
     "layouts",
     "pixel_ranges",

@@ -20,7 +20,7 @@ from remote_vae.hints import Hints
 from remote_vae.tensors import from_array
 from remote_vae.wire import Scaling
 from remote_vae_serve.autoencoders import FAMILIES
-from remote_vae_serve.decoders import ALLEGRO_FRAMES, ALLEGRO_OVERLAPS
+from remote_vae_serve.checks import ALLEGRO_FRAMES, ALLEGRO_OVERLAPS
 from remote_vae_serve.eager import EagerEngine
 from samples import latents
 

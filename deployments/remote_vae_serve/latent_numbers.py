@@ -1,0 +1,37 @@
+"""`LatentNumbers`: what a model says of its latents, in numbers. Read from its config and its buffers, not written down."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentNumbers:
+    """What layouts, conventions and decoders ask a model for.
+
+    Attributes:
+        channels: of the latents.
+        ratio: pixels along an edge for each latent.
+        scaling_factor, shift_factor, mean, std: None where the model has none.
+        force_upcast: the model overflows in float16.
+        temporal_ratio: frames for each latent frame after the first, of a video model; else None.
+        pixel_channels: what the encoder takes: 3, or 4 with alpha.
+        decoder_options: entries of the config that the family's decoder asks for.
+    """
+
+    class_name: str
+    channels: int
+    ratio: int
+    scaling_factor: float | None = None
+    shift_factor: float | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    force_upcast: bool = False
+    temporal_ratio: int | None = None
+    pixel_channels: int = 3
+    decoder_options: tuple[tuple[str, Any], ...] = ()
+
+    def option(self, name: str) -> Any:
+        """An entry of the config that the family names; None where it lacks it."""
+        return dict(self.decoder_options).get(name)

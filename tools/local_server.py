@@ -121,11 +121,11 @@ class LocalServer:
             self._process = None
         self._folder.cleanup()
 
-    def processes(self) -> list[int]:
-        """The live processes of the server's session: its Ray and its replicas included."""
+    def processes(self, words: str = "") -> list[int]:
+        """The live processes of the server's session, its Ray and its replicas included: those with `words` in their command."""
         if self._process is None:
             return []
-        return [pid for pid, session in _living() if session == self._process.pid]
+        return [pid for pid, session, command in _living() if session == self._process.pid and words in command]
 
     def _ready(self) -> bool:
         try:
@@ -147,15 +147,17 @@ class LocalServer:
 
 def living(pids: Iterable[int]) -> list[int]:
     """Those of the processes that live; one that is dead and only not yet buried does not."""
-    alive = {pid for pid, _ in _living()}
+    alive = {pid for pid, *_ in _living()}
     return [pid for pid in pids if pid in alive]
 
 
-def _living() -> list[tuple[int, int]]:
-    """(process, session) of every live process of this machine."""
-    listing = subprocess.run(["ps", "-e", "-o", "pid=,sess=,stat="], capture_output=True, text=True, check=True)
-    rows = [line.split() for line in listing.stdout.splitlines()]
-    return [(int(pid), int(session)) for pid, session, state in rows if state[0] != "Z"]
+def _living() -> list[tuple[int, int, str]]:
+    """(process, session, command) of every live process of this machine."""
+    # -ww: where COLUMNS is set, ps cuts its lines there, and a command with a long path loses its end.
+    columns = ["ps", "-e", "-ww", "-o", "pid=,sess=,stat=,args="]
+    listing = subprocess.run(columns, capture_output=True, text=True, check=True)
+    rows = [line.split(maxsplit=3) for line in listing.stdout.splitlines()]
+    return [(int(pid), int(session), command) for pid, session, state, command in rows if state[0] != "Z"]
 
 
 def _kill(pid: int) -> None:

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -138,9 +137,6 @@ def test_an_ingress_that_dies_answers_json_and_comes_back(server: LocalServer) -
 
 
 def _pids(server: LocalServer, deployment: str) -> list[int]:
-    listing = subprocess.run(["ps", "-e", "-o", "pid=,args="], capture_output=True, text=True, check=True).stdout
-    own = set(server.processes())
-    rows = [line.split(maxsplit=1) for line in listing.splitlines() if f"ServeReplica:remote-vae:{deployment}" in line]
-    pids = [int(pid) for pid, _ in rows if int(pid) in own]
+    pids = server.processes(f"ServeReplica:remote-vae:{deployment}")
     assert pids
     return pids

@@ -295,15 +295,9 @@ def test_a_proxy_killed_in_the_middle_of_a_request_cuts_the_connection(mode: Mod
 def _kill(server: LocalServer, name: str) -> None:
     """Kill every process of the server with the words in its command. One may just be taking over from another."""
     give_up = time.monotonic() + 10
-    while not (found := _commanded(server, name)):
+    while not (found := server.processes(name)):
         assert time.monotonic() < give_up
         time.sleep(0.05)
     for pid in found:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-
-
-def _commanded(server: LocalServer, name: str) -> list[int]:
-    listing = subprocess.run(["ps", "-e", "-o", "pid=,args="], capture_output=True, text=True, check=True).stdout
-    named = {int(line.split()[0]) for line in listing.splitlines() if name in line}
-    return [pid for pid in server.processes() if pid in named]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, get_args
 
 from remote_vae import parameters
@@ -150,7 +150,8 @@ class Hints:
     @classmethod
     def of(cls, values: Values) -> Hints:
         """What was sent. Raises BadRequest naming the parameter."""
-        return cls(**{parameter.name: parameter.of(values) for parameter in PARAMETERS})
+        sent = {parameter.name: parameter.of(values) for parameter in PARAMETERS if parameter.name in values}
+        return cls(**sent)
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Hints:
@@ -163,7 +164,7 @@ class Hints:
 
     def said(self) -> tuple[str, ...]:
         """Names of what is not None, in the order of the fields."""
-        return tuple(field.name for field in fields(self) if getattr(self, field.name) is not None)
+        return tuple(parameter.name for parameter in PARAMETERS if getattr(self, parameter.name) is not None)
 
     def to_plain(self) -> Plain:
         """What is said, by name: numbers, strings, booleans."""
@@ -175,7 +176,12 @@ class Hints:
 
     def or_else(self, other: Hints) -> Hints:
         """What is said here, and of the rest what is said there."""
+        if self == _NOTHING:
+            return other
         return Hints(**{**other.to_plain(), **self.to_plain()})  # type: ignore[arg-type]  # each is of its own field
+
+
+_NOTHING = Hints()
 
 
 def _checked(parameter: Parameter[Any], value: Any) -> Any:

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Protocol
+from urllib.parse import parse_qsl
 
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
@@ -104,13 +105,13 @@ def create_model_app(name: str, models: Models, max_body: int, deadline_s: float
     to = Endpoints(models, max_body, deadline_s, only=name, piece=piece)
     app = _app(
         to,
+        Route("/", to.guarded(to.model), methods=["GET", "POST"]),  # first: routes are tried in turn
+        Route("/", to.guarded(to.wrong_method), methods=EVERY),
         *to.route("/health", to.health, "GET"),
         *to.route("/openapi.json", to.openapi, "GET"),
         *to.route("/decode", to.decode, "POST"),
         *to.route("/encode", to.encode, "POST"),
         *to.route("/describe", to.wake, "POST"),
-        Route("/", to.guarded(to.model), methods=["GET", "POST"]),
-        Route("/", to.guarded(to.wrong_method), methods=EVERY),
     )
 
     async def with_slash(scope: Scope, receive: Receive, send: Send) -> None:
@@ -200,7 +201,7 @@ class Endpoints:
 
         async def read_and_answer() -> tuple[VAERequest, Result]:
             body = await _read(request, self._max_body)
-            read = read_request(verb, request.query_params.multi_items(), dict(request.headers), body)
+            read = read_request(verb, _query(request), _headers(request), body)
             return read, await _unless_gone(request, model(replace(read, deadline_s=max(give_up - now(), 0.001))))
 
         read, result = await asyncio.wait_for(read_and_answer(), give_up - now())
@@ -265,6 +266,16 @@ def _handler(endpoint: Endpoint) -> Callable[[Request, Exception], Awaitable[Res
         return await endpoint(request)
 
     return handle
+
+
+def _query(request: Request) -> list[tuple[str, str]]:
+    """Decoded pairs, as Starlette's `query_params` has them, which makes three mappings of them besides."""
+    return parse_qsl(request.scope["query_string"].decode("latin-1"), keep_blank_values=True)
+
+
+def _headers(request: Request) -> dict[str, str]:
+    """By lower-case name; of several the first. `dict(request.headers)` would look each name up in all of them."""
+    return dict(reversed(request.headers.items()))
 
 
 async def _read(request: Request, max_body: int) -> bytearray:

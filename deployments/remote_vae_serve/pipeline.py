@@ -128,7 +128,8 @@ class Pipeline:
 
     async def _unpack(self, request: DecodeRequest) -> Unpacked:
         # Packed latents of one shape are many pictures, and hints move what a decode takes.
-        shape = (request.latents.shape, request.height, request.width, replace(request.hints, seed=None))
+        hints = request.hints if request.hints.seed is None else replace(request.hints, seed=None)
+        shape = (request.latents.shape, request.height, request.width, hints)
         if shape in self._familiar and request.latents.data.nbytes <= INLINE:
             return self._engine.unpack(request)
         unpacked = await _on(self._unpackers, self._engine.unpack, request)

@@ -20,7 +20,7 @@ from benchmarks.inside import INSIDE, real_args
 from benchmarks.turns import Settings
 from benchmarks.works import HTTP_WORKS, Work, real_decode
 
-REAL_LATENTS = 16  # 128x128 pixels
+REAL_LATENTS = {"6a": 16, "6b": 32}  # 128x128 and 256x256 pixels
 
 
 def main() -> None:
@@ -39,8 +39,9 @@ def main() -> None:
     only = args.only.split(",") if args.only else []
     with tempfile.TemporaryDirectory() as folder:
         tiny(Path(folder))
-        real = Work("6", True, {"real": real_args(folder)}, real_decode(folder, REAL_LATENTS))
-        works = [work for work in (*HTTP_WORKS, real, *INSIDE)
+        real = [Work(number, True, {"real": real_args(folder)}, real_decode(number, folder, latents))
+                for number, latents in REAL_LATENTS.items()]  # fmt: skip
+        works = [work for work in (*HTTP_WORKS, *real, *INSIDE)
                  if not only or work.number in only or work.number.rstrip("ab") in only]  # fmt: skip
         findings, failures, loads = measure(works, settings, environment)
     command = " ".join(["python -m benchmarks", *sys.argv[1:]])

@@ -138,7 +138,7 @@ def busy_device(number: str, image_format: str) -> Run:
     return run
 
 
-def real_decode(folder: str, latents: int) -> Run:
+def real_decode(number: str, folder: str, latents: int) -> Run:
     def run(ours: Ours, settings: Settings) -> Finding:
         shape = (1, 4, latents, latents)
         job = {"folder": folder, "output": "jpg", "shape": list(shape)}
@@ -160,7 +160,7 @@ def real_decode(folder: str, latents: int) -> Run:
         last = rounds[-1]
         same = _same_picture(last.body(DIRECT), last.body(FASTAPI), last.body(LITSERVE))
         title = f"A real decode: AutoencoderTiny, {8 * latents}x{8 * latents} pixels as JPEG; 8 clients, direct door, HAProxy"
-        return Finding("6", title, (*rates.values(), loop), goals, (*last.notes(), same))
+        return Finding(number, title, (*rates.values(), loop), goals, (*last.notes(), same))
 
     return run
 

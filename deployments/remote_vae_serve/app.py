@@ -5,11 +5,13 @@ it pass the arguments as an unchecked dict.
 """
 
 import logging
+from typing import Any
 
 import ray
 from ray import serve
 from ray.serve import Application
 
+from remote_vae_serve import kept_memory
 from remote_vae_serve.config import IngressConfig, VAEConfig
 from remote_vae_serve.ingress import Ingress
 from remote_vae_serve.replica import VAE, describe_arguments
@@ -35,12 +37,21 @@ def vae(args: VAEConfig) -> Application:
     deployment = serve.deployment(
         serve.ingress()(VAE),  # its own HTTP side is reached where the config gives the application a route_prefix
         name="VAE",
-        ray_actor_options={"num_cpus": args.num_cpus, "num_gpus": num_gpus},
+        ray_actor_options={
+            "num_cpus": args.num_cpus,
+            "num_gpus": num_gpus,
+            "runtime_env": environment_of(args, num_gpus),
+        },
         max_ongoing_requests=8,
         max_queued_requests=32,
         user_config=describe_arguments(config),
     )
     return deployment.bind(config)
+
+
+def environment_of(args: VAEConfig, num_gpus: float) -> dict[str, Any]:
+    """The `runtime_env` of a replica: where a decode runs on the CPU, what has its process keep memory."""
+    return {} if num_gpus or args.fake is not None else {"env_vars": kept_memory.ENVIRONMENT}
 
 
 def gpus_of_a_replica(args: VAEConfig) -> float:

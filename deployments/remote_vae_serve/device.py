@@ -21,6 +21,8 @@ from remote_vae_serve.pace import Pace
 
 logger = logging.getLogger("ray.serve")
 
+PAUSE_S = 30.0
+
 Run = Callable[[torch.Tensor], tuple[torch.Tensor, Any]]
 """Work on a batch, sample by sample independent but for the last place of a float; and a note on how it was done."""
 
@@ -57,10 +59,13 @@ class Device:
 
     Args:
         enter: entered once by the thread: the stream its work goes to.
+        rest: called by the thread in a pause, once.
     """
 
-    def __init__(self, enter: Callable[[], AbstractContextManager[object]]) -> None:
-        self._enter = enter
+    def __init__(
+        self, enter: Callable[[], AbstractContextManager[object]], rest: Callable[[], None] = lambda: None
+    ) -> None:
+        self._enter, self._rest = enter, rest
         self._waiting: deque[Job] = deque()
         self._running: tuple[float, float] | None = None  # since when, and for how long as far as can be told
         self._changed = threading.Condition()
@@ -100,15 +105,19 @@ class Device:
 
     def _next(self) -> list[Job]:
         """The first job that is still wanted and those that may run with it; empty when closed."""
-        with self._changed:
-            while True:
-                while not self._waiting:
-                    if self._closed:
-                        return []
-                    self._changed.wait()
-                first = self._waiting.popleft()
-                if _starts(first):
-                    return [first, *self._company_of(first)]
+        pause: float | None = PAUSE_S
+        while True:
+            with self._changed:
+                is_pause = not self._changed.wait_for(lambda: self._waiting or self._closed, pause)
+                while self._waiting:
+                    first = self._waiting.popleft()
+                    if _starts(first):
+                        return [first, *self._company_of(first)]
+                if self._closed:
+                    return []
+            if is_pause:  # not under the lock: who submits work never waits for this
+                self._rest()
+                pause = None
 
     def _company_of(self, first: Job) -> list[Job]:
         company: list[Job] = []

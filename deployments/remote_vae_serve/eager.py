@@ -23,6 +23,7 @@ from remote_vae_serve.config import VAEConfig
 from remote_vae_serve.engine import Decoded, Encoded, Engine, NotTogether
 from remote_vae_serve.finite import is_finite
 from remote_vae_serve.forecast import Forecast, on_meta
+from remote_vae_serve.kept_memory import KeptMemory
 from remote_vae_serve.layouts import SAID_NOTHING, Said
 from remote_vae_serve.model_config import filled_in, latent_space
 from remote_vae_serve.out_of_memory import is_out_of_memory, load_reason
@@ -48,6 +49,7 @@ class EagerEngine(Engine):
         self._forecasts: dict[torch.dtype, Forecast] = {}
         self._forecasting = threading.Lock()
         self._distribution: type[Any] | None = None
+        self._kept = KeptMemory()
         self.device = device
 
     def load(self) -> None:
@@ -119,6 +121,9 @@ class EagerEngine(Engine):
     def on_device(self) -> AbstractContextManager[object]:
         # A stream of its own: copies of one result and the decode of the next do not wait for each other.
         return torch.cuda.stream(torch.cuda.Stream()) if self.device == "cuda" else nullcontext()  # type: ignore[no-untyped-call]
+
+    def rest(self) -> None:
+        self._kept.give_back()
 
     def forecast(self, dtype: torch.dtype) -> Forecast:
         """What requests take where they are computed in that dtype."""
@@ -246,7 +251,9 @@ class EagerEngine(Engine):
             self.happened("tiled")
         forecast, model = self.forecast(dtype), self._model(dtype)
         needed = forecast.of(work, tuple(batch.shape), plan)
-        self.make_room(self._free_for(dtype) - needed)
+        free = self._free_for(dtype)
+        self.make_room(free - needed)
+        self._kept.prepare((work.unseeded, batch.shape[1:], plan, dtype), needed, free)
         seen = view(model, plan, self.space.family.tile, self.space.ratio)
         run = run_of(work, seen, self.space, self.dtype, self._found)
         try:

@@ -168,6 +168,10 @@ class Engine(ABC):
         """Entered once by the thread that calls `decode` and `encode`."""
         return nullcontext()
 
+    def rest(self) -> None:
+        """Called by that thread in a pause: what was kept for the next request may go."""
+        return
+
     @property
     def revision(self) -> str:
         """What identifies the weights."""

@@ -55,7 +55,7 @@ class Pipeline:
         self._engine = engine
         self._model = model
         self._unpackers = ThreadPoolExecutor(UNPACKERS, thread_name_prefix="unpack")
-        self._device = Device(engine.on_device)
+        self._device = Device(engine.on_device, engine.rest)
         self._decodes, self._encodes = Pace(), Pace()
         self._familiar: set[tuple[tuple[int, ...], int | None, int | None, Hints]] = set()
         self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="write")

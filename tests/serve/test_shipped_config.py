@@ -6,6 +6,7 @@ import io
 import time
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -99,6 +100,11 @@ def test_the_unmodified_diffusers_client_gets_what_it_asks_for(
         difference = np.abs(pixels - np.asarray(expected))
         assert difference.max() <= (8 if not options else 1)  # one level before JPEG may be a few after it
         assert difference.mean() < 0.01
+
+
+def test_a_replica_on_the_cpu_is_started_so_that_it_can_keep_memory(server: LocalServer) -> None:
+    (replica,) = server.processes("ServeReplica:demo:VAE")
+    assert b"MALLOC_ARENA_MAX=1" in Path(f"/proc/{replica}/environ").read_bytes().split(b"\0")
 
 
 def test_models_that_nobody_asked_for_stay_cold_and_reading_them_wakes_none(server: LocalServer) -> None:

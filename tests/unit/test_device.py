@@ -101,6 +101,20 @@ def test_a_lone_job_does_not_wait_for_company() -> None:
     device.close()
 
 
+def test_in_a_pause_it_rests_once_and_work_is_done_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("remote_vae_serve.device.PAUSE_S", 0.05)
+    rests: list[str] = []
+    device = Device(nullcontext, lambda: rests.append(threading.current_thread().name))
+    for _ in range(2):
+        job = Job(torch.tensor([1]), lambda batch: (batch * 2, None), lambda part, _: part)
+        device.submit(job)
+        assert job.done.result(WAIT_S)[0].item() == 2
+        had = len(rests)
+        time.sleep(0.3)
+        assert rests[had:] == ["device"]
+    device.close()
+
+
 def test_what_was_cancelled_or_given_up_never_runs_and_the_others_do(bench: Bench) -> None:
     left, cancelled = bench.job(1), bench.job(2)
     late = bench.job(3, give_up=time.perf_counter() - 1)

@@ -20,10 +20,14 @@ PLAIN = {"name": "plain", "route_prefix": None, "import_path": "benchmarks.handl
 
 
 class Plain:
-    """Takes an array and tells its size."""
+    """Takes an array and tells its size; or reads it, as who decodes it has to: what one process shares with another is brought
+    in page by page when it is first read."""
 
     async def __call__(self, array: Any) -> int:
         return int(array.nbytes)
+
+    async def read(self, array: Any) -> float:
+        return float(array.sum())
 
 
 def plain(args: dict[str, Any]) -> serve.Application:
@@ -51,7 +55,10 @@ class Caller:
         async def plainly() -> Any:
             return await handle.remote(latents.numpy())
 
-        ways: dict[str, Callable[[], Awaitable[Any]]] = {"ours": ours, "plain": plainly}
+        async def read() -> Any:
+            return await handle.read.remote(latents.numpy())
+
+        ways: dict[str, Callable[[], Awaitable[Any]]] = {"ours": ours, "plain": plainly, "read": read}
         found: dict[str, list[float]] = {name: [] for name in ways}
         for repetition in range(repetitions + 1):
             for name, call in ways.items():

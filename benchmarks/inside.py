@@ -42,8 +42,12 @@ def handle_call(ours: Ours, settings: Settings) -> Finding:
     found = json.loads(done.stdout.splitlines()[-1])
     mine = figure("ours, AsyncRemoteVAE of a torch tensor", "p50", "ms", found["ours"])
     plain = figure("plain Serve call of a numpy array", "p50", "ms", found["plain"])
-    goal = Goal.of("p50, of the plain call's", mine, plain, 1.5)
-    return Finding("7", "50 MiB of latents through a handle, from an actor", (mine, plain), (goal,))
+    read = figure("plain Serve call that reads its array once", "p50", "ms", found["read"])
+    goals = (
+        Goal.of("p50, of the plain call's", mine, plain, 1.5),
+        Goal.of("p50, of a plain call's that reads its array", mine, read, 1.5),
+    )
+    return Finding("7", "50 MiB of latents through a handle, from an actor", (mine, plain, read), goals)
 
 
 def memory(number: str, how: str) -> Run:

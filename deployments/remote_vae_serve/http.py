@@ -6,11 +6,10 @@ Knows no Ray and no torch. Whatever goes wrong is answered with the JSON of `rem
 from __future__ import annotations
 
 import asyncio
-import copyreg
 import logging
 import re
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -18,7 +17,7 @@ from urllib.parse import parse_qsl
 
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -36,6 +35,7 @@ from remote_vae.protocol import Request as VAERequest
 from remote_vae.protocol import Verb, read_request
 from remote_vae.wire import Result
 from remote_vae_serve.openapi import document
+from remote_vae_serve.replies import reply
 
 logger = logging.getLogger("ray.serve")
 
@@ -44,10 +44,6 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 EVERY = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 RESERVED = frozenset({"health", "models", "openapi.json"})
 """Names that are paths of this app, so that no model can have them."""
-Piece = Callable[[memoryview], bytes | memoryview]
-"""`bytes`, or `as_it_is` where this process has the connection and no copy is needed."""
-STREAMED = 8 * 2**20
-SLICE = 2**20
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -76,7 +72,7 @@ def create_app(
     max_body: int,
     deadline_s: float,
     hosts: Mapping[str, str] = MappingProxyType({}),
-    piece: Piece = bytes,
+    has_connections: bool = False,
 ) -> Starlette:
     """The app.
 
@@ -84,9 +80,9 @@ def create_app(
         max_body: largest request body in bytes.
         deadline_s: seconds after which a request is answered with a 504; sooner where its client says so.
         hosts: Host name, without port, to model: what a POST to `/` means.
-        piece: how a piece of a reply is handed to the server below.
+        has_connections: whether they are this process's own, or Serve's proxy has them.
     """
-    to = Endpoints(models, max_body, deadline_s, hosts=hosts, piece=piece)
+    to = Endpoints(models, max_body, deadline_s, hosts=hosts, has_connections=has_connections)
     return _app(
         to,
         Route("/", to.guarded(to.by_host), methods=EVERY),
@@ -100,9 +96,11 @@ def create_app(
     )
 
 
-def create_model_app(name: str, models: Models, max_body: int, deadline_s: float, piece: Piece = bytes) -> ASGIApp:
+def create_model_app(
+    name: str, models: Models, max_body: int, deadline_s: float, has_connections: bool = False
+) -> ASGIApp:
     """The same for the model `name` alone, to be hung at its own path: the direct door."""
-    to = Endpoints(models, max_body, deadline_s, only=name, piece=piece)
+    to = Endpoints(models, max_body, deadline_s, only=name, has_connections=has_connections)
     app = _app(
         to,
         Route("/", to.guarded(to.model), methods=["GET", "POST"]),  # first: routes are tried in turn
@@ -140,9 +138,9 @@ class Endpoints:
         deadline_s: float,
         hosts: Mapping[str, str] = MappingProxyType({}),
         only: str = "",
-        piece: Piece = bytes,
+        has_connections: bool = False,
     ) -> None:
-        self._piece = piece
+        self._has_connections = has_connections
         self._models = models
         self._only = only
         self._max_body = max_body
@@ -206,7 +204,7 @@ class Endpoints:
 
         read, result = await asyncio.wait_for(read_and_answer(), give_up - now())
         headers, body = result.to_http(read.reply)
-        return _response(headers, memoryview(body), self._piece)
+        return reply(headers, memoryview(body), self._has_connections)
 
     def _name(self, request: Request) -> str:
         """The model that a path means; where it names none, the one that lives at this door."""
@@ -310,34 +308,6 @@ async def _unless_gone(request: Request, answer: Awaitable[Result]) -> Result:
 async def _gone(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         await asyncio.sleep(0)
-
-
-def _response(headers: dict[str, str], body: memoryview, piece: Piece) -> Response:
-    """A large body goes in pieces, so that it is never there twice, and a reader that stalls stalls us."""
-    if len(body) <= STREAMED:
-        return Response(piece(body), headers=headers)
-    pieces = (piece(body[start : start + SLICE]) for start in range(0, len(body), SLICE))
-    return StreamingResponse(_each(pieces), headers={**headers, "content-length": str(len(body))})
-
-
-def as_it_is(view: memoryview) -> memoryview:
-    """The other `Piece`."""
-    return view
-
-
-def _pickled(view: memoryview) -> tuple[Any, ...]:
-    """While a model has no replica, a request meant for one goes through Serve's proxy all the same, and what is answered
-    is pickled; views do not pickle by themselves."""
-    return bytes, (bytes(view),)
-
-
-copyreg.pickle(memoryview, _pickled)
-
-
-async def _each(pieces: Iterable[bytes | memoryview]) -> AsyncIterator[bytes | memoryview]:
-    for one in pieces:  # an iterator that is not async would be run in a thread, piece by piece
-        yield one
-        await asyncio.sleep(0)  # uvicorn takes what nobody reads any more without a pause: nobody could say so
 
 
 def _answer(error: RemoteVAEError, request_id: str) -> Response:

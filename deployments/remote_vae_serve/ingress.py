@@ -15,7 +15,7 @@ from remote_vae.protocol import Request
 from remote_vae.wire import Result
 from remote_vae_serve.catalogue import Catalogue
 from remote_vae_serve.config import IngressConfig
-from remote_vae_serve.http import Answerer, as_it_is, create_app
+from remote_vae_serve.http import Answerer, create_app
 
 PATIENCE_S = 14.0  # a client hears within 20 s that nobody can place its model
 WATCH_S = 1.0
@@ -31,8 +31,7 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> Starlette:
         """Serve calls this after the constructor and serves what it returns."""
         config = self._config
-        piece = as_it_is if config.has_connections else bytes
-        return create_app(self, config.max_body, config.deadline_s, config.hosts, piece)
+        return create_app(self, config.max_body, config.deadline_s, config.hosts, config.has_connections)
 
     def find(self, name: str) -> Answerer:
         """The way to a model. Raises UnknownModel, ModelFailed or ModelStarting."""

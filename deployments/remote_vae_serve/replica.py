@@ -21,7 +21,7 @@ from remote_vae.hints import PARAMETERS
 from remote_vae.protocol import Request
 from remote_vae.wire import PROTOCOL, Result
 from remote_vae_serve.config import VAEConfig
-from remote_vae_serve.http import Answerer, as_it_is, create_model_app
+from remote_vae_serve.http import Answerer, create_model_app
 
 if TYPE_CHECKING:
     from remote_vae_serve.engine import Engine
@@ -133,8 +133,7 @@ class VAE:
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Serve calls this after the constructor: the direct door, where the application has a path of its own."""
         config = self._config
-        piece = as_it_is if config.has_connections else bytes
-        return create_model_app(self._model, Alone(self), config.max_body, config.deadline_s, piece)
+        return create_model_app(self._model, Alone(self), config.max_body, config.deadline_s, config.has_connections)
 
     async def answer(self, request: Request) -> Result:
         """Decode or encode one request that came by this replica's own HTTP side. Raises RemoteVAEError."""

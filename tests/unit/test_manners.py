@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 import tracemalloc
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,7 +20,7 @@ from house import DOORS, PATIENCE_S, House, fields, filled, gated, hang_up, hous
 from in_process import diffusers_engine, fake_engine
 from raw_http import connect, speak
 from remote_vae.decoding import Output
-from remote_vae_serve import http as doors
+from remote_vae_serve import replies
 from samples import KL, latents
 
 __all__ = ["temporary"]  # a fixture
@@ -89,11 +89,11 @@ class Slices:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.made = 0
-        each = doors._each
-        monkeypatch.setattr(doors, "_each", lambda slices: each(self._counted(slices)))
+        self._pieces = replies._pieces
+        monkeypatch.setattr(replies, "_pieces", self._counted)
 
-    def _counted(self, slices: Iterable[bytes]) -> Iterator[bytes]:
-        for one in slices:
+    async def _counted(self, body: memoryview, has_connection: bool) -> AsyncIterator[bytes | memoryview]:
+        async for one in self._pieces(body, has_connection):
             self.made += 1
             yield one
 
@@ -108,7 +108,7 @@ def test_who_hangs_up_in_the_middle_of_a_large_reply_gets_no_more_of_it_made(
         assert connection.recv(2**16).startswith(b"HTTP/1.1 200 ")
         hang_up(connection)
         there.assert_tidy()
-        assert 0 < slices.made < LARGE_REPLY // doors.SLICE
+        assert 0 < slices.made < LARGE_REPLY // replies.SLICE
         assert read_all(send(there, post(LARGE, Output.PT, path=there.path))) == (200, LARGE_REPLY)
 
 
@@ -125,8 +125,8 @@ def test_a_reader_that_stalls_stalls_the_reply_and_nobody_else(
         time.sleep(0.5)
         made, buffered = slices.made, tracemalloc.get_traced_memory()[0]  # the reply itself is torch's, and not traced
         tracemalloc.stop()
-        assert made < LARGE_REPLY // doors.SLICE // 2
-        assert buffered < 8 * doors.SLICE
+        assert made < LARGE_REPLY // replies.SLICE // 2
+        assert buffered < 8 * replies.SLICE
         assert there.serve().status == 200
         time.sleep(0.2)
         assert slices.made == made

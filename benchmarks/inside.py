@@ -23,6 +23,9 @@ UINT8 = {"output_type": "pt", "partial_postprocess": "True"}
 SHORT, LONG = (1, 4, 16, 16), (1, 4, 358, 358)
 S_PER_MEGAPIXEL = 0.02 * 2**20 / (8 * 16) ** 2  # SHORT takes 20 ms, LONG 10 s
 MIXED_S = 10.0
+SERVES_PROXY = (
+    "Serve's own proxy puts no brake on a replica, and pickles what it fetches; `run --fast` is for such replies."
+)
 
 
 def handle_call(ours: Ours, settings: Settings) -> Finding:
@@ -74,8 +77,8 @@ def memory(number: str, how: str) -> Run:
         figures = (figure(DIRECT, "peak over payload", "x", ratios), figure(DIRECT, "whole answer", "s", walls))
         goal = Goal("peak of all processes over their rest, of the payload", tuple(ratios), 1.5)
         note = f"Grown most in the last one, beside the engine's own {payload / 2**20:.0f} MiB: {named}."
-        goals = (goal,) if how == "HAProxy" else ()
-        return Finding(number, f"One reply of 400 MiB, direct door, {how}: memory", figures, goals, (note,))
+        goals, notes = ((goal,), (note,)) if how == "HAProxy" else ((), (note, SERVES_PROXY))
+        return Finding(number, f"One reply of 400 MiB, direct door, {how}: memory", figures, goals, notes)
 
     return run
 

@@ -109,7 +109,7 @@ class Peer:
 
     Args:
         which: of peers.PEERS.
-        job: see `peers.job_of`; `shape` besides.
+        job: see `job.job_of`; `shape` besides.
     """
 
     def __init__(self, which: str, job: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import litserve
 from fastapi import Body, Response
 
-from benchmarks.peers import job_of
+from benchmarks.job import job_of
 
 
 class API(litserve.LitAPI):  # type: ignore[misc]

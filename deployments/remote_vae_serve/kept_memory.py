@@ -18,8 +18,8 @@ SHARE = 4
 """Free blocks are of all sizes, and the next work does not fill them all: kept, memory peaked at up to three times the forecast.
 Work is kept for only where the budget has room for so many of it."""
 TRIM_THRESHOLD, MMAP_MAX = -1, -4
-"""Parameters of glibc's `mallopt`: how much may lie free at the end of the heap, and how many blocks may lie outside of it."""
-KEEP, LET_GO = {TRIM_THRESHOLD: 2**31 - 1, MMAP_MAX: 0}, {TRIM_THRESHOLD: 2**17, MMAP_MAX: 2**16}
+"""Parameters of glibc's `mallopt`: how much may lie free at the heap's end (-1: any), and how many blocks may lie outside it."""
+KEEP, LET_GO = {TRIM_THRESHOLD: -1, MMAP_MAX: 0}, {TRIM_THRESHOLD: 2**17, MMAP_MAX: 2**16}
 
 
 class KeptMemory:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from diffusers.image_processor import VaeImageProcessor
 
+from house import until
 from one_model import OneModel
 from remote_vae.decoding import DecodeRequest, Output
 from remote_vae.errors import Unavailable
@@ -161,4 +162,4 @@ def test_where_there_is_room_nobody_waits_for_a_writer(model: OneModel, monkeypa
         return len(await asyncio.gather(*tasks))
 
     assert asyncio.run(three()) == 3
-    assert model.pipeline._shelf.held == 0
+    until(lambda: model.pipeline._shelf.held == 0)  # a writer's thread forgets its work just after it is done

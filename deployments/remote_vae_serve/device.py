@@ -22,6 +22,7 @@ from remote_vae_serve.pace import Pace
 logger = logging.getLogger("ray.serve")
 
 PAUSE_S = 30.0
+"""Longer than a picture takes to be made: who makes one after the other finds the device as it left it."""
 
 Run = Callable[[torch.Tensor], tuple[torch.Tensor, Any]]
 """Work on a batch, sample by sample independent but for the last place of a float; and a note on how it was done."""

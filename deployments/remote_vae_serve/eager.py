@@ -269,6 +269,7 @@ class EagerEngine(Engine):
         self.happened("out_of_memory")
         forecast.learn_of_failure()
         gc.collect()
+        self._kept.give_back()
         if self.device == "cuda":
             torch.cuda.empty_cache()
         return None

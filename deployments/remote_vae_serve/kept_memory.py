@@ -2,7 +2,7 @@
 pause.
 
 glibc hands large blocks back to the kernel as soon as they are freed, and the kernel clears each page again when it is next
-touched: a 512x512 decode of Stable Diffusion's VAE cleared 12 GB, and took a third longer for it.
+touched: 12 GB in a 512x512 decode of Stable Diffusion's VAE. What that costs: benchmarks/results/kept_memory.md.
 """
 
 from __future__ import annotations

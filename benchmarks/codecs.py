@@ -21,8 +21,8 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from remote_vae_serve.codecs import JPEG_QUALITY, to_jpeg
-from remote_vae_serve.png import to_png
+from remote_vae_serve.codecs.codecs import JPEG_QUALITY, to_jpeg
+from remote_vae_serve.codecs.png import to_png
 
 PICTURE = Path(__file__).parents[1] / "docs" / "demo.png"
 SIZE, REPETITIONS, AT_ONCE = 1024, 9, 60

@@ -29,7 +29,7 @@ def job_of(spec: dict[str, Any]) -> Job:
     if folder := spec.get("folder"):
         vae = AutoencoderTiny.from_pretrained(folder).eval()
     else:
-        from remote_vae_serve.fake import picture
+        from remote_vae_serve.engine.fake import picture
 
         ready = picture(*spec["pixels"])[0].numpy()
 

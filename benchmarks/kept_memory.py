@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchmarks.report import circumstances
 from benchmarks.scaling import full_size_vae
-from remote_vae_serve.kept_memory import ENVIRONMENT
+from remote_vae_serve.engine.memory.malloc_cache import ENVIRONMENT
 
 LATENTS = (32, 64)
 DECODES = 3
@@ -31,9 +31,9 @@ def decodes(folder: str, latents: int) -> list[tuple[float, int]]:
     import torch
 
     from remote_vae_serve.config import VAEConfig
-    from remote_vae_serve.eager import EagerEngine
+    from remote_vae_serve.engine.diffusers_engine import DiffusersEngine
 
-    engine = EagerEngine(VAEConfig(source=folder, device="cpu", num_gpus=0), "cpu")
+    engine = DiffusersEngine(VAEConfig(source=folder, device="cpu", num_gpus=0), "cpu")
     engine.load()
     batch, found = torch.zeros(1, 4, latents, latents), []
     for _ in range(DECODES):

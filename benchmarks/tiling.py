@@ -21,12 +21,12 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderKLHunyuanVideo
 from PIL import Image
 
-from remote_vae_serve import tile_rules
-from remote_vae_serve.codecs import to_uint8
+from remote_vae_serve.codecs.codecs import to_uint8
 from remote_vae_serve.config import VAEConfig
-from remote_vae_serve.eager import EagerEngine
-from remote_vae_serve.families import Tile
-from remote_vae_serve.tiling import Plan, view
+from remote_vae_serve.engine.diffusers_engine import DiffusersEngine
+from remote_vae_serve.engine.tiling import TilingPlan, view
+from remote_vae_serve.families import tile_rules
+from remote_vae_serve.families.family import Tile
 
 OVERLAPS = (0.125, 0.25, 0.5)
 KL = {
@@ -51,7 +51,7 @@ class Case:
 
 def cases() -> Iterator[Case]:
     """The demo VAE on a picture, random models on smooth random latents."""
-    engine = EagerEngine(VAEConfig(source="demo", device="cpu"), "cpu")
+    engine = DiffusersEngine(VAEConfig(source="demo", device="cpu"), "cpu")
     engine.load()
     demo = engine._model(torch.float32)
     with torch.inference_mode():
@@ -94,7 +94,7 @@ def smooth(*shape: int) -> torch.Tensor:
 def measure(case: Case, size: int, overlap: float, whole: np.ndarray) -> tuple[float, float]:
     """PSNR in dB and worst seam in levels, of a decode in tiles against the whole one."""
     tile_rules.OVERLAP = overlap
-    model = view(case.model, Plan(size), case.tile, 8)
+    model = view(case.model, TilingPlan(size), case.tile, 8)
     difference = pixels_of(model, case.latents) - whole
     error = float(np.square(difference).mean())
     lines = [float(np.abs(difference).mean(axis=axis).max()) for axis in ((0, 2, 3), (0, 1, 3))]

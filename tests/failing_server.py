@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from remote_vae import errors, remote_decode, transports
+from remote_vae import errors, remote_decode
 from remote_vae.errors import RemoteVAEError
-from remote_vae.wire import Result
+from remote_vae.protocol.wire import Result
+from remote_vae.transports import http, transport
 from scripted_server import Exchange, ScriptedServer
 
 Z = torch.zeros(1, 4, 2, 2)
@@ -60,7 +61,8 @@ def in_turn(*answers: Answer) -> ScriptedServer:
 def skip_sleeps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """What the client would have slept; it does not."""
     slept: list[float] = []
-    monkeypatch.setattr(transports, "time", SimpleNamespace(monotonic=time.monotonic, sleep=slept.append))
+    for module in (transport, http):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=time.monotonic, sleep=slept.append))
     return slept
 
 

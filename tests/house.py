@@ -23,16 +23,16 @@ import torch
 
 from in_process import InProcess
 from raw_http import Answer, connect, exchange
-from remote_vae.decoding import DecodeRequest, Output
-from remote_vae.tensors import from_array
+from remote_vae.protocol.decode_request import DecodeRequest, Output
+from remote_vae.protocol.tensors import from_array
 from remote_vae_serve.config import FakeEngineConfig
-from remote_vae_serve.device import Job
-from remote_vae_serve.engine import Decoded, Engine
-from remote_vae_serve.fake import FakeEngine
-from remote_vae_serve.http import create_app, create_model_app
-from remote_vae_serve.layouts import SAID_NOTHING, Said
-from remote_vae_serve.pipeline import Pipeline
-from remote_vae_serve.tiling import Plan
+from remote_vae_serve.engine.base import Decoded, Engine
+from remote_vae_serve.engine.fake import FakeEngine
+from remote_vae_serve.engine.tiling import TilingPlan
+from remote_vae_serve.families.layouts import NO_HINTS, RequestHints
+from remote_vae_serve.http.app import create_app, create_model_app
+from remote_vae_serve.replica.device_worker import Job
+from remote_vae_serve.replica.pipeline import Pipeline
 from served import served
 
 PATIENCE_S = 20.0
@@ -55,7 +55,7 @@ class House:
         self.futures: list[Future[Any]] = []
         self._temporary = temporary
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._device = self.pipeline._device
+        self._device = self.pipeline._worker
         self._submit = self._device.submit
         self._device.submit = self._watch  # type: ignore[method-assign]
         self._tasks = 0
@@ -144,14 +144,14 @@ class Gated(FakeEngine):
         self.open.set()
         self.decoded: list[list[float]] = []
 
-    def group_limit(self, shape: tuple[int, ...], plan: Plan, said: Said = SAID_NOTHING) -> int:
+    def batch_limit(self, shape: tuple[int, ...], plan: TilingPlan, hints: RequestHints = NO_HINTS) -> int:
         return self.grouped
 
-    def decode(self, latents: torch.Tensor, plan: Plan, said: Said = SAID_NOTHING) -> Decoded:
+    def decode(self, latents: torch.Tensor, plan: TilingPlan, hints: RequestHints = NO_HINTS) -> Decoded:
         self.decoded.append(latents[:, 0, 0, 0].tolist())
         self.entered.set()
         assert self.open.wait(PATIENCE_S)
-        return super().decode(latents, plan, said)
+        return super().decode(latents, plan, hints)
 
     def shut(self) -> None:
         self.decoded.clear()

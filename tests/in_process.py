@@ -1,4 +1,4 @@
-"""Models that answer in this process: what `remote_vae_serve.http.create_app` needs, without Ray."""
+"""Models that answer in this process: what `remote_vae_serve.http.app.create_app` needs, without Ray."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 from remote_vae.errors import UnknownModel
 from remote_vae_serve.config import FakeEngineConfig, VAEConfig
-from remote_vae_serve.eager import EagerEngine
-from remote_vae_serve.engine import Engine
-from remote_vae_serve.fake import FakeEngine
-from remote_vae_serve.http import Answerer
-from remote_vae_serve.pipeline import Pipeline
+from remote_vae_serve.engine.base import Engine
+from remote_vae_serve.engine.diffusers_engine import DiffusersEngine
+from remote_vae_serve.engine.fake import FakeEngine
+from remote_vae_serve.http.app import Answerer
+from remote_vae_serve.replica.pipeline import Pipeline
 
 
 class InProcess:
@@ -43,9 +43,9 @@ def fake_engine(channels: int = 4, decode_s: float = 0.0) -> Engine:
     return engine
 
 
-def diffusers_engine(folder: Path, **arguments: Any) -> EagerEngine:
+def diffusers_engine(folder: Path, **arguments: Any) -> DiffusersEngine:
     """Loaded on the CPU; one thread and no company, so that results can be compared bit for bit."""
-    engine = EagerEngine(VAEConfig(source=str(folder), **{"threads": 1, "batching": "off"} | arguments), "cpu")
+    engine = DiffusersEngine(VAEConfig(source=str(folder), **{"threads": 1, "batching": "off"} | arguments), "cpu")
     engine.load()
     return engine
 

@@ -13,12 +13,12 @@ import torch
 from starlette.testclient import TestClient
 
 from in_process import InProcess, diffusers_engine, pipeline_of
-from remote_vae.decoding import DecodeRequest, Output
-from remote_vae.tensors import from_array, to_torch
-from remote_vae.wire import Result
-from remote_vae_serve.device import Job
-from remote_vae_serve.forecast import LiveBytes
-from remote_vae_serve.http import create_app
+from remote_vae.protocol.decode_request import DecodeRequest, Output
+from remote_vae.protocol.tensors import from_array, to_torch
+from remote_vae.protocol.wire import Result
+from remote_vae_serve.engine.memory.estimate import LiveBytes
+from remote_vae_serve.http.app import create_app
+from remote_vae_serve.replica.device_worker import Job
 
 WAIT_S = 10.0
 
@@ -38,7 +38,7 @@ class OneModel:
     def __init__(self, folder: Path, free: int | None = None, **arguments: Any) -> None:
         self.live, self.events = LiveBytes(), Counter[str]()
         self.engine = diffusers_engine(folder, **arguments)
-        self.engine.happened = lambda event: self.events.update([event])
+        self.engine.on_event = lambda event: self.events.update([event])
         self.engine.on_device = lambda: self.live  # type: ignore[method-assign]
         if free is not None:
             self.set_free(free)
@@ -59,7 +59,7 @@ class OneModel:
 
     def together(self, latents: Sequence[torch.Tensor], output: Output = Output.PT) -> list[Any]:
         """Results or errors of requests that ran as one batch: the device is held until all of them wait for it."""
-        device, held, go = self.pipeline._device, threading.Event(), threading.Event()
+        device, held, go = self.pipeline._worker, threading.Event(), threading.Event()
 
         def hold(batch: torch.Tensor) -> tuple[torch.Tensor, None]:
             held.set()
@@ -76,7 +76,7 @@ class OneModel:
             go.set()
             return await asyncio.gather(*tasks, return_exceptions=True)
 
-        device.submit(Job(torch.zeros(1), hold, lambda part, _: None))
+        device.submit(Job(torch.zeros(1), hold, lambda part: None))
         assert held.wait(WAIT_S)
         return asyncio.run(ask())
 

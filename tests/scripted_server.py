@@ -9,8 +9,8 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from remote_vae.decoding import DecodeRequest
-from remote_vae.wire import Result
+from remote_vae.protocol.decode_request import DecodeRequest
+from remote_vae.protocol.wire import Result
 
 
 class Exchange(BaseHTTPRequestHandler):

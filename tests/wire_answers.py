@@ -18,11 +18,11 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 from reading import psnr, read
-from remote_vae.decoding import DecodeRequest, Output
-from remote_vae.encoding import EncodeRequest, SampleMode
 from remote_vae.errors import RemoteVAEError
-from remote_vae.tensors import RawTensor, to_torch
-from remote_vae.wire import Scaling
+from remote_vae.protocol.decode_request import DecodeRequest, Output
+from remote_vae.protocol.encode_request import EncodeRequest, SampleMode
+from remote_vae.protocol.tensors import RawTensor, to_torch
+from remote_vae.protocol.wire import Scaling
 from samples import pipeline_decode, tiny_vae
 
 Factors = Literal["own", "none"] | tuple[float | None, float | None]

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from remote_vae.decoding import DecodeRequest, Output
-from remote_vae.encoding import EncodeRequest, SampleMode
-from remote_vae.hints import Hints
-from remote_vae.tensors import from_array
-from remote_vae.wire import Scaling
+from remote_vae.protocol.decode_request import DecodeRequest, Output
+from remote_vae.protocol.encode_request import EncodeRequest, SampleMode
+from remote_vae.protocol.hints import Hints
+from remote_vae.protocol.tensors import from_array
+from remote_vae.protocol.wire import Scaling
 from samples import latents
 from wire_answers import Decodes, Encodes, Gives, Refused, Tells, pixels_of
 from wire_clients import (

@@ -15,8 +15,8 @@ import torch
 from diffusers.utils import remote_utils
 from PIL import Image
 
-from remote_vae.decoding import DecodeRequest
-from remote_vae.encoding import EncodeRequest
+from remote_vae.protocol.decode_request import DecodeRequest
+from remote_vae.protocol.encode_request import EncodeRequest
 
 Pairs = tuple[tuple[str, str], ...]
 

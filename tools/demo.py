@@ -24,8 +24,8 @@ from PIL import Image, ImageDraw
 from local_server import LocalServer, ServerFailed
 from remote_vae import RemoteVAE
 from remote_vae_serve.config import VAEConfig
-from remote_vae_serve.eager import EagerEngine
-from remote_vae_serve.weights import DEMO
+from remote_vae_serve.engine.diffusers_engine import DiffusersEngine
+from remote_vae_serve.engine.weights import DEMO
 
 START = time.monotonic()
 
@@ -55,17 +55,17 @@ def psnr(image: Image.Image, reference: Image.Image) -> float:
     return float(10 * np.log10(255**2 / np.mean(error**2)))
 
 
-def demo_vae() -> EagerEngine:
+def demo_vae() -> DiffusersEngine:
     """The bundled VAE in this process, for encoding: a generator would make its latents out of noise."""
-    engine = EagerEngine(VAEConfig(source="demo", device="cpu"), "cpu")
+    engine = DiffusersEngine(VAEConfig(source="demo", device="cpu"), "cpu")
     engine.load()
     return engine
 
 
-def encode(engine: EagerEngine, pictures: list[Image.Image]) -> torch.Tensor:
+def encode(engine: DiffusersEngine, pictures: list[Image.Image]) -> torch.Tensor:
     """Latents `[B, C, h, w]` of pictures of one size, scaled as a pipeline's latents are."""
     pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).permute(0, 3, 1, 2) / 127.5 - 1
-    return engine.space.normalise(engine.encode(pixels))
+    return engine.space.family.scaling.normalize(engine.encode(pixels).latents, engine.space)
 
 
 def clip(frames: int = 24, width: int = 192, height: int = 128) -> list[Image.Image]:

@@ -3,7 +3,7 @@
 
 from remote_vae import errors
 from remote_vae.async_client import AsyncRemoteVAE
-from remote_vae.calls import open_result
+from remote_vae.calls.decode_call import open_result
 from remote_vae.client import RemoteVAE, list_models, remote_decode, remote_encode
 from remote_vae.errors import RemoteVAEError
 

@@ -7,21 +7,21 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING, Any
 
-from remote_vae.asking import ask_async
-from remote_vae.calls import DecodeCall, Decoded, ImageFormat, OutputType
-from remote_vae.encode_calls import Encodable, EncodeCall, Mode
-from remote_vae.endpoints import transport_to
-from remote_vae.handles import HandleTransport
-from remote_vae.hints import Hints
-from remote_vae.messages import Transfer
-from remote_vae.patience import DEFAULT_TIMEOUT, RETRIES, Patience, Timeout
-from remote_vae.transports import IN_FLIGHT
+from remote_vae.calls.call import ask_async
+from remote_vae.calls.decode_call import DecodeCall, Decoded, ImageFormat, OutputType
+from remote_vae.calls.encode_call import Encodable, EncodeCall, Mode
+from remote_vae.protocol.hints import Hints
+from remote_vae.protocol.messages import Transfer
+from remote_vae.transports.endpoint import transport_to
+from remote_vae.transports.handle import HandleTransport
+from remote_vae.transports.retry import DEFAULT_TIMEOUT, RETRIES, RetryPolicy, Timeout
+from remote_vae.transports.transport import IN_FLIGHT
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from remote_vae.client import Tensor
-    from remote_vae.hints import EncodeHintArguments, HintArguments
+    from remote_vae.protocol.hints import EncodeHintArguments, HintArguments
 
 
 class AsyncRemoteVAE:
@@ -46,7 +46,7 @@ class AsyncRemoteVAE:
         wire_dtype: str | None = None,
         workers: int = IN_FLIGHT,
     ) -> None:
-        self._transport = transport_to(endpoint, Patience(timeout, deadline, retries), workers, token, fallback)
+        self._transport = transport_to(endpoint, RetryPolicy(timeout, deadline, retries), workers, token, fallback)
         self._wire_dtype = wire_dtype
         self._workers = workers
 
@@ -54,7 +54,7 @@ class AsyncRemoteVAE:
     def from_app(cls, name: str, *, timeout: Timeout = DEFAULT_TIMEOUT, deadline: float | None = None,
                  retries: int = RETRIES, **options: Any) -> AsyncRemoteVAE:  # fmt: skip
         """The model that the Ray Serve application `name` of this cluster serves, without HTTP; options as above."""
-        return cls(HandleTransport.of_app(name, Patience(timeout, deadline, retries)), **options)
+        return cls(HandleTransport.of_app(name, RetryPolicy(timeout, deadline, retries)), **options)
 
     async def decode(
         self,

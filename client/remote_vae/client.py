@@ -8,16 +8,17 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from remote_vae.asking import ask
-from remote_vae.calls import DecodeCall, Decoded, ImageFormat, OutputType
-from remote_vae.encode_calls import Encodable, EncodeCall, Mode
-from remote_vae.endpoints import transport_to
+from remote_vae.calls.call import ask
+from remote_vae.calls.decode_call import DecodeCall, Decoded, ImageFormat, OutputType
+from remote_vae.calls.encode_call import Encodable, EncodeCall, Mode
 from remote_vae.errors import BrokenReply
-from remote_vae.handles import HandleTransport
-from remote_vae.hints import Hints
-from remote_vae.messages import Transfer
-from remote_vae.patience import DEFAULT_TIMEOUT, RETRIES, Patience, Timeout
-from remote_vae.transports import IN_FLIGHT, HttpTransport, PerProcess
+from remote_vae.protocol.hints import Hints
+from remote_vae.protocol.messages import Transfer
+from remote_vae.transports.endpoint import transport_to
+from remote_vae.transports.handle import HandleTransport
+from remote_vae.transports.http import HttpTransport, PerProcess
+from remote_vae.transports.retry import DEFAULT_TIMEOUT, RETRIES, RetryPolicy, Timeout
+from remote_vae.transports.transport import IN_FLIGHT
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from remote_vae.autoencoder import RemoteAutoencoder
-    from remote_vae.hints import EncodeHintArguments, HintArguments
+    from remote_vae.protocol.hints import EncodeHintArguments, HintArguments
 
     Tensor: TypeAlias = "torch.Tensor | np.ndarray[Any, Any]"
 
@@ -125,7 +126,7 @@ def remote_encode(
 def list_models(server: str, *, timeout: Timeout = DEFAULT_TIMEOUT, retries: int = RETRIES,
                 token: str | None = None) -> list[dict[str, Any]]:  # fmt: skip
     """What a server (`http://host:8000`) says of each of its models; starts none of them. Raises RemoteVAEError."""
-    transport = HttpTransport(server, Patience(timeout, retries=retries), token=token)
+    transport = HttpTransport(server, RetryPolicy(timeout, retries=retries), token=token)
     try:
         models = transport.read("models").get("models")
     finally:
@@ -162,7 +163,7 @@ class RemoteVAE:
         wire_dtype: str | None = None,
         workers: int = IN_FLIGHT,
     ) -> None:
-        self._transport = transport_to(endpoint, Patience(timeout, deadline, retries), workers, token, fallback)
+        self._transport = transport_to(endpoint, RetryPolicy(timeout, deadline, retries), workers, token, fallback)
         self._wire_dtype = wire_dtype
         self._workers = workers
         self._pool = PerProcess(lambda: ThreadPoolExecutor(workers, thread_name_prefix="remote-vae"))
@@ -171,7 +172,7 @@ class RemoteVAE:
     def from_app(cls, name: str, *, timeout: Timeout = DEFAULT_TIMEOUT, deadline: float | None = None,
                  retries: int = RETRIES, **options: Any) -> RemoteVAE:  # fmt: skip
         """The model that the Ray Serve application `name` of this cluster serves, without HTTP; options as above."""
-        return cls(HandleTransport.of_app(name, Patience(timeout, deadline, retries)), **options)
+        return cls(HandleTransport.of_app(name, RetryPolicy(timeout, deadline, retries)), **options)
 
     def decode(
         self,

@@ -11,10 +11,10 @@ import ray
 from ray import serve
 from ray.serve import Application
 
-from remote_vae_serve import kept_memory
 from remote_vae_serve.config import IngressConfig, VAEConfig
-from remote_vae_serve.ingress import Ingress
-from remote_vae_serve.replica import VAE, describe_arguments
+from remote_vae_serve.engine.memory import malloc_cache
+from remote_vae_serve.ingress.ingress import Ingress
+from remote_vae_serve.replica.replica import VAE, describe_arguments
 
 logger = logging.getLogger("ray.serve")
 
@@ -51,7 +51,7 @@ def vae(args: VAEConfig) -> Application:
 
 def environment_of(args: VAEConfig, num_gpus: float) -> dict[str, Any]:
     """The `runtime_env` of a replica: where a decode runs on the CPU, what has its process keep memory."""
-    return {} if num_gpus or args.fake is not None else {"env_vars": kept_memory.ENVIRONMENT}
+    return {} if num_gpus or args.fake is not None else {"env_vars": malloc_cache.ENVIRONMENT}
 
 
 def gpus_of_a_replica(args: VAEConfig) -> float:

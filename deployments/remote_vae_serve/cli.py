@@ -159,7 +159,7 @@ def fetch(models: tuple[str, ...], config: Path) -> None:
     if unknown := [model for model in models if model not in served]:
         _fail(f"{config} has no model {', '.join(unknown)}; it has {', '.join(served) or 'none'}", code=2)
     from remote_vae.errors import ModelFailed
-    from remote_vae_serve import weights
+    from remote_vae_serve.engine import weights
 
     failed = False
     for name in models or served:
@@ -188,12 +188,12 @@ def add(source: str, subfolder: str | None, name: str | None) -> None:
     Example: remote-vae-serve add my-org/my-pipeline --subfolder vae >> serve_config.yaml
     """
     from remote_vae.errors import ModelFailed
-    from remote_vae_serve import weights
-    from remote_vae_serve.autoencoders import GENERIC
-    from remote_vae_serve.catalogue import NAME
     from remote_vae_serve.config import VAEConfig
-    from remote_vae_serve.http import RESERVED
-    from remote_vae_serve.model_config import latent_space
+    from remote_vae_serve.engine import weights
+    from remote_vae_serve.engine.model_config import latent_space
+    from remote_vae_serve.families.table import GENERIC
+    from remote_vae_serve.http.app import RESERVED
+    from remote_vae_serve.ingress.model_registry import NAME
 
     folder = Path(source).expanduser()
     if source != "demo" and folder.is_dir():

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from remote_vae.errors import BadRequest
-from remote_vae.hints import Hints
+from remote_vae.protocol.hints import Hints
 
 DType = Literal["auto", "float16", "bfloat16", "float32"]
 Device = Literal["auto", "cuda", "cpu"]

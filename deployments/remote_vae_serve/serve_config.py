@@ -25,9 +25,9 @@ from ray.serve.schema import (
     ServeDeploySchema,
 )
 
-from remote_vae_serve.catalogue import NAME
 from remote_vae_serve.config import IngressConfig, VAEConfig
-from remote_vae_serve.http import RESERVED
+from remote_vae_serve.http.app import RESERVED
+from remote_vae_serve.ingress.model_registry import NAME
 
 VAE = "remote_vae_serve.app:vae"
 INGRESS = "remote_vae_serve.app:ingress"

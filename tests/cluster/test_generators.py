@@ -15,10 +15,10 @@ from ray import serve
 
 from conftest import Cluster
 from remote_vae import AsyncRemoteVAE, RemoteVAE, open_result, remote_decode
-from remote_vae.calls import DecodeCall
+from remote_vae.calls.decode_call import DecodeCall
 from remote_vae.errors import BadRequest, BlockingCall, ProtocolMismatch, UnknownModel
-from remote_vae.handles import translated
-from remote_vae.wire import PROTOCOL
+from remote_vae.protocol.wire import PROTOCOL
+from remote_vae.transports.handle import translated
 from samples import latents, pipeline_decode, postprocessed, tiny_vae
 
 

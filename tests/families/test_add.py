@@ -12,10 +12,10 @@ from click.testing import CliRunner
 from families.case import Case
 from families.shown import parameters
 from families.through_engine import CASES
-from remote_vae_serve.autoencoders import latent_space_of
 from remote_vae_serve.cli import main
 from remote_vae_serve.config import VAEConfig
-from remote_vae_serve.eager import EagerEngine
+from remote_vae_serve.engine.diffusers_engine import DiffusersEngine
+from remote_vae_serve.families.table import latent_space_of
 
 ONE_OF_EACH = tuple({case.class_name: case for case in reversed(CASES)}.values())
 """The first of each class."""
@@ -32,7 +32,7 @@ def test_what_add_prints_of_a_folder_loads_and_is_said_to_be_of_its_family(case:
     (application,) = yaml.safe_load("applications:\n" + printed.stdout)["applications"]
     assert application["import_path"] == "remote_vae_serve.app:vae"
     threads = torch.get_num_threads()
-    engine = EagerEngine(VAEConfig(**application["args"], threads=1), "cpu")
+    engine = DiffusersEngine(VAEConfig(**application["args"], threads=1), "cpu")
     engine.load()
     torch.set_num_threads(threads)
     assert type(engine._model(torch.float32)).__name__ == case.class_name

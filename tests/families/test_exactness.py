@@ -22,9 +22,9 @@ from families.through_engine import (
     hints_of,
     serving,
 )
-from remote_vae.decoding import Output
-from remote_vae_serve.autoencoders import FAMILIES, GENERIC, latent_space_of
-from remote_vae_serve.layouts import ONE_IMAGE, Said
+from remote_vae.protocol.decode_request import Output
+from remote_vae_serve.families.layouts import ONE_IMAGE, RequestHints
+from remote_vae_serve.families.table import FAMILIES, GENERIC, latent_space_of
 
 # LTX-2's diffusion decoder calls it so by itself, on a CPU.
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -79,6 +79,6 @@ def test_every_layout_of_the_table_but_one_image_is_that_of_a_case() -> None:
     for case in CASES:
         module, size, hints = case.build(), case.parameters, hints_of(case)
         space = latent_space_of(case.class_name, module.config, module)
-        said = Said(size.get("height"), size.get("width"), hints)
-        met.add(space.family.layout_of(case.latents(module), space, said).expects)
+        hints = RequestHints(size.get("height"), size.get("width"), hints)
+        met.add(space.family.layout_of(case.latents(module), space, hints).expects)
     assert {layout.expects for row in FAMILIES for layout in row.layouts} - met == {ONE_IMAGE.expects}

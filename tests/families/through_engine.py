@@ -19,13 +19,13 @@ from diffusers.pipelines.kandinsky5 import pipeline_kandinsky_i2i
 from families import images, video
 from families.case import Case
 from in_process import diffusers_engine, pipeline_of
-from remote_vae.decoding import DecodeRequest, Output
-from remote_vae.encoding import EncodeRequest, SampleMode
-from remote_vae.hints import Hints
-from remote_vae.tensors import from_array, to_torch
-from remote_vae.wire import Result, Scaling
-from remote_vae_serve.device import Job
-from remote_vae_serve.layouts import Layout
+from remote_vae.protocol.decode_request import DecodeRequest, Output
+from remote_vae.protocol.encode_request import EncodeRequest, SampleMode
+from remote_vae.protocol.hints import Hints
+from remote_vae.protocol.tensors import from_array, to_torch
+from remote_vae.protocol.wire import Result, Scaling
+from remote_vae_serve.families.layouts import Layout
+from remote_vae_serve.replica.device_worker import Job
 
 ALL = (*images.CASES, *video.CASES)
 NOT_SERVED = {
@@ -131,7 +131,7 @@ class Served:
     @property
     def layout(self) -> Layout:
         """That in which the server reads the case's latents."""
-        return self.engine.unpack(self.request(self.latents())).layout
+        return self.engine.processor.unpack_latents(self.request(self.latents())).layout
 
     def encode(self) -> torch.Tensor:
         """The latents of the case's pixels."""
@@ -144,14 +144,14 @@ class Served:
 
     def together(self, latents: torch.Tensor) -> list[torch.Tensor]:
         """What each sample gets as a request of its own; the device is held until all of them wait for it."""
-        device, held, go = self.pipeline._device, threading.Event(), threading.Event()
+        device, held, go = self.pipeline._worker, threading.Event(), threading.Event()
 
         def hold(batch: torch.Tensor) -> tuple[torch.Tensor, None]:
             held.set()
             assert go.wait(WAIT_S)
             return batch, None
 
-        device.submit(Job(torch.zeros(1), hold, lambda part, _: None))
+        device.submit(Job(torch.zeros(1), hold, lambda part: None))
         assert held.wait(WAIT_S)
         ours = [self._start(self.pipeline.decode(self.request(one))) for one in latents.split(1)]
         until = time.monotonic() + WAIT_S

@@ -12,9 +12,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from in_process import InProcess, fake_engine, pipeline_of
-from remote_vae.decoding import DecodeRequest, Output
-from remote_vae.tensors import from_array
-from remote_vae_serve.http import create_app
+from remote_vae.protocol.decode_request import DecodeRequest, Output
+from remote_vae.protocol.tensors import from_array
+from remote_vae_serve.http.app import create_app
 from samples import latents
 
 MAX_BODY = 1 << 16

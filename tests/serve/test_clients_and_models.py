@@ -15,7 +15,7 @@ import uvicorn
 
 from client_cells import BEGIN, CELLS, CLIENTS, DOCS, END, KINDS, PICTURE, REFUSALS, Held, Kind, model, with_table
 from in_process import InProcess, diffusers_engine, pipeline_of
-from remote_vae_serve.http import create_app
+from remote_vae_serve.http.app import create_app
 from wire_answers import as_uint8, assert_jpeg, pixels_of
 
 

@@ -17,7 +17,7 @@ from ray import serve
 from conftest import Cluster
 from reading import psnr, read
 from remote_vae import RemoteVAE
-from remote_vae_serve.video import to_mp4
+from remote_vae_serve.codecs.mp4 import to_mp4
 from samples import IMAGE_KINDS, KINDS, latents, pipeline_decode, postprocessed, samples_of, tiny_vae
 
 CASES = [(kind, layout) for kind in KINDS for layout in samples_of(kind)]

@@ -21,7 +21,7 @@ from PIL import Image
 
 from local_server import LocalServer, free_port, living
 from remote_vae import remote_decode
-from remote_vae_serve.weights import DEMO
+from remote_vae_serve.engine.weights import DEMO
 from samples import latents, pipeline_decode, postprocessed
 
 LOST_GPU = {

@@ -22,11 +22,11 @@ from in_process import InProcess
 from remote_vae import RemoteVAE
 from remote_vae.autoencoder import RemoteAutoencoder
 from remote_vae.errors import BadRequest, BrokenReply, ConnectionFailed, ModelFailed, Overloaded, UnknownModel
-from remote_vae.protocol import Request
-from remote_vae.wire import Result
+from remote_vae.protocol.request import Request
+from remote_vae.protocol.wire import Result
 from remote_vae_serve.config import VAEConfig
-from remote_vae_serve.http import create_app
-from remote_vae_serve.replica import VAE
+from remote_vae_serve.http.app import create_app
+from remote_vae_serve.replica.replica import VAE
 from samples import KINDS, latents, tiny_vae
 from tiny_pipelines import IMAGE_TO_IMAGE, TEXT_TO_IMAGE, arguments, output, pipeline
 

@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from reading import frames
-from remote_vae_serve.video import to_mp4
+from remote_vae_serve.codecs.mp4 import to_mp4
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 PAGE = b"""<video id=v muted autoplay src="/video.mp4"></video><script>

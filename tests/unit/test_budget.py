@@ -13,13 +13,13 @@ import torch
 
 from in_process import diffusers_engine
 from remote_vae.errors import ModelFailed
-from remote_vae_serve import budget as budgets
-from remote_vae_serve import eager
-from remote_vae_serve.budget import GIB, budget, host_memory
 from remote_vae_serve.config import VAEConfig
-from remote_vae_serve.eager import EagerEngine
-from remote_vae_serve.layouts import SAID_NOTHING, Said
-from remote_vae_serve.tiling import ONE_BY_ONE, SIZES, WHOLE, Plan, plans
+from remote_vae_serve.engine import diffusers_engine as module
+from remote_vae_serve.engine.diffusers_engine import DiffusersEngine
+from remote_vae_serve.engine.memory import budget as budgets
+from remote_vae_serve.engine.memory.budget import GIB, budget, host_memory
+from remote_vae_serve.engine.tiling import ONE_BY_ONE, SIZES, UNTILED, TilingPlan, plans
+from remote_vae_serve.families.layouts import NO_HINTS, RequestHints
 from samples import latents, save_tiny_vae
 
 FREE = 64 * GIB
@@ -130,13 +130,13 @@ def test_a_machine_without_control_groups_has_what_is_available(container: Calla
 
 
 def test_plans_go_from_the_whole_to_ever_smaller_tiles_that_are_smaller_than_the_picture() -> None:
-    assert plans(2048, 512, True) == [WHOLE, *map(Plan, SIZES)]
-    assert plans(400, 512, True) == [WHOLE, Plan(384), Plan(256)]
-    assert plans(256, 256, True) == plans(4096, 4096, False) == [WHOLE]
-    apart = [Plan(size, one_by_one=True) for size in SIZES]
-    assert plans(2048, 512, True, batch=3) == [WHOLE, ONE_BY_ONE, *apart]
+    assert plans(2048, 512, True) == [UNTILED, *map(TilingPlan, SIZES)]
+    assert plans(400, 512, True) == [UNTILED, TilingPlan(384), TilingPlan(256)]
+    assert plans(256, 256, True) == plans(4096, 4096, False) == [UNTILED]
+    apart = [TilingPlan(size, one_by_one=True) for size in SIZES]
+    assert plans(2048, 512, True, batch=3) == [UNTILED, ONE_BY_ONE, *apart]
     assert plans(2048, 512, True, batch=3, has_batches=False) == [ONE_BY_ONE, *apart]
-    assert plans(2048, 512, True, batch=1, has_batches=False) == [WHOLE, *map(Plan, SIZES)]
+    assert plans(2048, 512, True, batch=1, has_batches=False) == [UNTILED, *map(TilingPlan, SIZES)]
     every = plans(2048, 512, True, batch=3)
     assert [[one.takes_less_than(other) for one in every] for other in every] == [
         [number > place for number in range(len(every))] for place in range(len(every))
@@ -148,7 +148,7 @@ def test_plans_go_from_the_whole_to_ever_smaller_tiles_that_are_smaller_than_the
 def test_weights_that_alone_exceed_the_budget_are_a_reason_and_no_replica_that_refuses_all(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(eager, "budget", lambda *_: 1000)
+    monkeypatch.setattr(module, "budget", lambda *_: 1000)
     with pytest.raises(ModelFailed, match=r"weights.*`memory`.*give it more"):
         diffusers_engine(folder)
 
@@ -167,13 +167,15 @@ def test_on_a_host_that_replicas_may_share_the_log_says_what_each_takes(
 def decodes_of(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """The shapes that are decoded from here on."""
     shapes: list[tuple[int, ...]] = []
-    decode = EagerEngine.decode
+    decode = DiffusersEngine.decode
 
-    def spied(self: EagerEngine, z: torch.Tensor, plan: Plan = WHOLE, said: Said = SAID_NOTHING) -> Any:
+    def spied(
+        self: DiffusersEngine, z: torch.Tensor, plan: TilingPlan = UNTILED, hints: RequestHints = NO_HINTS
+    ) -> Any:
         shapes.append(tuple(z.shape))
-        return decode(self, z, plan, said)
+        return decode(self, z, plan, hints)
 
-    monkeypatch.setattr(EagerEngine, "decode", spied)
+    monkeypatch.setattr(DiffusersEngine, "decode", spied)
     return shapes
 
 
@@ -192,7 +194,7 @@ def test_declared_shapes_are_decoded_before_the_replica_is_ready_and_others_are_
 def test_a_warm_up_that_cannot_be_decoded_is_a_reason_and_no_crash(
     folder: Path, monkeypatch: pytest.MonkeyPatch, shape: list[int]
 ) -> None:
-    monkeypatch.setattr(eager, "budget", lambda *_: 2**26)
+    monkeypatch.setattr(module, "budget", lambda *_: 2**26)
     with pytest.raises(ModelFailed, match="warm_up") as caught:
         diffusers_engine(folder, warm_up=[shape])
     assert str(shape) in caught.value.message
@@ -204,6 +206,6 @@ def test_a_warm_up_that_breaks_the_model_is_a_reason_and_no_crash(
     def broken(*_: Any) -> None:
         raise ValueError("not enough values to unpack")
 
-    monkeypatch.setattr(EagerEngine, "decode", broken)
+    monkeypatch.setattr(DiffusersEngine, "decode", broken)
     with pytest.raises(ModelFailed, match=r"warm_up \[1, 4, 4, 4\]: ValueError: not enough values"):
         diffusers_engine(folder, warm_up=[[1, 4, 4, 4]])

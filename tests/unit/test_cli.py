@@ -13,9 +13,9 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from remote_vae_serve import autoencoders
 from remote_vae_serve.cli import HAPROXY_BALANCE, main
 from remote_vae_serve.config import VAEConfig
+from remote_vae_serve.families import table
 from remote_vae_serve.proxy import haproxy_errors
 from samples import save_tiny_vae
 
@@ -185,7 +185,7 @@ def _folder(folder: Path, config: str | None) -> None:
 
 def test_a_class_without_a_row_is_said_to_get_the_generic_one(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_tiny_vae("sd", here / "new")
-    monkeypatch.setattr(autoencoders, "FAMILIES", ())
+    monkeypatch.setattr(table, "FAMILIES", ())
     result = command("add", "new")
     assert result.exit_code == 0, result.stderr
     assert "generic" in result.stdout

@@ -31,8 +31,8 @@ from reading import read
 from remote_vae import remote_decode, remote_encode
 from remote_vae.cli import main
 from remote_vae.errors import ModelStarting, Overloaded, Unauthorized, render
-from remote_vae.hints import Hints
-from remote_vae_serve.http import create_app
+from remote_vae.protocol.hints import Hints
+from remote_vae_serve.http.app import create_app
 from samples import latents, pipeline_decode, postprocessed, save_tiny_vae, tiny_vae
 from scripted_server import Exchange, ScriptedServer
 

@@ -23,9 +23,9 @@ import uvicorn
 from in_process import InProcess, diffusers_engine, pipeline_of
 from local_server import free_port
 from remote_vae import errors
-from remote_vae.protocol import Request
-from remote_vae_serve.eager import EagerEngine
-from remote_vae_serve.http import Answerer, create_app
+from remote_vae.protocol.request import Request
+from remote_vae_serve.engine.diffusers_engine import DiffusersEngine
+from remote_vae_serve.http.app import Answerer, create_app
 from samples import latents, tiny_vae
 
 FOLDER = Path(__file__).parents[2] / "integrations" / "comfyui"
@@ -38,7 +38,7 @@ TINY = "for a tiny VAE of SD 1.x"
 class Reported(InProcess):
     """Models that say of themselves what a replica does; of `COLD` no more than its name, until it is asked itself."""
 
-    def __init__(self, engines: dict[str, EagerEngine]) -> None:
+    def __init__(self, engines: dict[str, DiffusersEngine]) -> None:
         self._pipelines = {name: pipeline_of(engine, name) for name, engine in engines.items()}
         super().__init__(**{name: pipeline.answer for name, pipeline in self._pipelines.items()})
         self._engines = engines

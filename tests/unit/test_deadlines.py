@@ -18,15 +18,15 @@ from PIL import Image
 from failing_server import Z, decode, echo, in_turn, saying
 from in_process import InProcess, fake_engine, pipeline_of
 from remote_vae import AsyncRemoteVAE, remote_decode
-from remote_vae.decoding import DecodeRequest
 from remote_vae.errors import DeadlineExceeded, TimedOut, Unavailable
-from remote_vae.tensors import from_array
-from remote_vae.wire import Result
-from remote_vae_serve.engine import Decoded
-from remote_vae_serve.fake import FakeEngine
-from remote_vae_serve.http import create_app
-from remote_vae_serve.layouts import SAID_NOTHING, Said
-from remote_vae_serve.tiling import WHOLE, Plan
+from remote_vae.protocol.decode_request import DecodeRequest
+from remote_vae.protocol.tensors import from_array
+from remote_vae.protocol.wire import Result
+from remote_vae_serve.engine.base import Decoded
+from remote_vae_serve.engine.fake import FakeEngine
+from remote_vae_serve.engine.tiling import UNTILED, TilingPlan
+from remote_vae_serve.families.layouts import NO_HINTS, RequestHints
+from remote_vae_serve.http.app import create_app
 from scripted_server import Exchange, ScriptedServer
 from served import served
 
@@ -36,7 +36,7 @@ def deadlines(server: ScriptedServer) -> list[int]:
 
 
 def test_each_try_tells_the_server_what_is_left_and_never_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("remote_vae.patience.FIRST_PAUSE_S", 0.08)
+    monkeypatch.setattr("remote_vae.transports.retry.FIRST_PAUSE_S", 0.08)
     with in_turn(saying(503)) as server, pytest.raises(Unavailable):
         decode(server.url, deadline=4, timeout=60)
     told = deadlines(server)
@@ -115,11 +115,11 @@ class Counting(FakeEngine):
         self.decoded: list[float] = []
         self.begun, self.go_on = threading.Event(), threading.Event()
 
-    def decode(self, latents: torch.Tensor, plan: Plan = WHOLE, said: Said = SAID_NOTHING) -> Decoded:
+    def decode(self, latents: torch.Tensor, plan: TilingPlan = UNTILED, hints: RequestHints = NO_HINTS) -> Decoded:
         self.decoded += latents[:, 0, 0, 0].tolist()
         self.begun.set()
         self.go_on.wait(5)
-        return super().decode(latents, plan, said)
+        return super().decode(latents, plan, hints)
 
 
 @contextmanager

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from remote_vae.errors import DeadlineExceeded
-from remote_vae_serve.device import Device, Job
-from remote_vae_serve.pace import Pace
+from remote_vae_serve.replica.device_worker import DeviceWorker, Job
+from remote_vae_serve.replica.latency import LatencyEstimator
 
 WAIT_S = 10.0
 
@@ -22,10 +22,10 @@ class Bench:
     """A device whose first job holds it until `go`, so that what comes after waits together."""
 
     def __init__(self) -> None:
-        self.device = Device(nullcontext)
+        self.device = DeviceWorker(nullcontext)
         self.ran: list[torch.Tensor] = []
         self._go, self._busy = threading.Event(), threading.Event()
-        self._held = Job(torch.zeros(1), self._hold, lambda part, _: part)
+        self._held = Job(torch.zeros(1), self._hold, lambda part: part)
         self.device.submit(self._held)
         assert self._busy.wait(WAIT_S)
 
@@ -39,8 +39,8 @@ class Bench:
         return batch * 2, None
 
     def job(self, *values: float, group: Any = "a", limit: int = 8, **fields: Any) -> Job:
-        job = Job(torch.tensor(values), fields.pop("run", self.run), fields.pop("finish", lambda part, _: part.tolist()),
-                  group=group, limit=limit, **fields)  # fmt: skip
+        job = Job(torch.tensor(values), fields.pop("run", self.run), fields.pop("finish", lambda part: part.tolist()),
+                  batch_key=group, batch_limit=limit, **fields)  # fmt: skip
         self.device.submit(job)
         return job
 
@@ -62,7 +62,7 @@ def bench() -> Iterator[Bench]:
 
 
 def made(job: Job) -> Any:
-    return job.done.result(WAIT_S)[0]
+    return job.done.result(WAIT_S).output
 
 
 def test_jobs_of_one_group_that_wait_run_as_one_batch_and_each_gets_its_part(bench: Bench) -> None:
@@ -91,10 +91,10 @@ def test_other_groups_and_jobs_without_one_keep_their_turn(bench: Bench) -> None
 
 
 def test_a_lone_job_does_not_wait_for_company() -> None:
-    device = Device(nullcontext)
+    device = DeviceWorker(nullcontext)
     began = time.perf_counter()
     for number in range(20):
-        job = Job(torch.tensor([number]), lambda batch: (batch, None), lambda part, _: part, group="a", limit=8)
+        job = Job(torch.tensor([number]), lambda batch: (batch, None), lambda part: part, batch_key="a", batch_limit=8)
         device.submit(job)
         job.done.result(WAIT_S)
     assert time.perf_counter() - began < 1
@@ -102,13 +102,13 @@ def test_a_lone_job_does_not_wait_for_company() -> None:
 
 
 def test_in_a_pause_it_rests_once_and_work_is_done_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("remote_vae_serve.device.PAUSE_S", 0.05)
+    monkeypatch.setattr("remote_vae_serve.replica.device_worker.PAUSE_S", 0.05)
     rests: list[str] = []
-    device = Device(nullcontext, lambda: rests.append(threading.current_thread().name))
+    device = DeviceWorker(nullcontext, lambda: rests.append(threading.current_thread().name))
     for _ in range(2):
-        job = Job(torch.tensor([1]), lambda batch: (batch * 2, None), lambda part, _: part)
+        job = Job(torch.tensor([1]), lambda batch: (batch * 2, None), lambda part: part)
         device.submit(job)
-        assert job.done.result(WAIT_S)[0].item() == 2
+        assert job.done.result(WAIT_S).output.item() == 2
         had = len(rests)
         time.sleep(0.3)
         assert rests[had:] == ["device"]
@@ -183,15 +183,15 @@ def test_a_closed_device_cancels_what_waits() -> None:
 
 
 def test_it_says_how_long_a_newcomer_would_wait_once_it_knows_its_pace(bench: Bench) -> None:
-    pace = Pace()
+    pace = LatencyEstimator()
     assert bench.device.wait_s() == 0.0
     pace.learn(1, 2.0)
-    bench.job(1, 2, 3, pace=pace)
+    bench.job(1, 2, 3, latency=pace)
     assert bench.device.wait_s() == pytest.approx(6.0)
 
 
 def test_a_pace_follows_what_is_measured() -> None:
-    pace = Pace()
+    pace = LatencyEstimator()
     assert pace.predict(10) == 0
     pace.learn(10, 1.0)
     assert pace.predict(20) == pytest.approx(2.0)

@@ -9,7 +9,7 @@ import torch
 from starlette.testclient import TestClient
 
 from in_process import InProcess, diffusers_engine, pipeline_of
-from remote_vae_serve.http import create_app, create_model_app
+from remote_vae_serve.http.app import create_app, create_model_app
 from samples import latents, save_tiny_vae
 
 Z = latents(1, 4, 8, 8)

@@ -13,16 +13,16 @@ import torch
 from in_process import InProcess
 from one_model import OneModel
 from remote_vae import remote_encode
-from remote_vae.encoding import EncodeRequest, SampleMode
 from remote_vae.errors import BadRequest, Unavailable
-from remote_vae.tensors import from_array, to_torch
-from remote_vae.wire import Result
-from remote_vae_serve.http import create_app
-from remote_vae_serve.tiling import ONE_BY_ONE, WHOLE, Plan, view
+from remote_vae.protocol.encode_request import EncodeRequest, SampleMode
+from remote_vae.protocol.tensors import from_array, to_torch
+from remote_vae.protocol.wire import Result
+from remote_vae_serve.engine.tiling import ONE_BY_ONE, UNTILED, TilingPlan, view
+from remote_vae_serve.http.app import create_app
 from samples import latents, save_tiny_vae, tiny_vae
 from served import served
 
-TILED = Plan(256)
+TILED = TilingPlan(256)
 LARGE = (1, 3, 320, 288)
 
 
@@ -63,7 +63,7 @@ def diffusers_encode(vae: Any, pixels: torch.Tensor, mode: SampleMode = SampleMo
     return {"sample": lambda: of.sample(seeded), "argmax": of.mode, "moments": lambda: of.parameters}[mode.value]()
 
 
-def in_tiles(model: OneModel, kind: str, plan: Plan = TILED) -> Any:
+def in_tiles(model: OneModel, kind: str, plan: TilingPlan = TILED) -> Any:
     """diffusers' own tiling, of the size and overlap of the plan."""
     return view(tiny_vae(kind), plan, model.engine.space.family.tile, 8)
 
@@ -78,13 +78,13 @@ def out_of_memory(model: OneModel, unless: Callable[[torch.Tensor], bool]) -> An
 
 def test_a_picture_that_does_not_fit_whole_is_encoded_in_tiles_and_says_so(model: OneModel, kind: str) -> None:
     told, pixels = model.engine.forecast(torch.float32), latents(*LARGE).clamp(-1, 1)
-    model.set_free(told.encode(LARGE, WHOLE))
+    model.set_free(told.encode(LARGE, UNTILED))
     for mode in modes_of(kind):
         whole = encoded(model, pixels, mode)
         assert torch.equal(to_torch(whole.tensor), diffusers_encode(tiny_vae(kind), pixels, mode))
         assert (whole.provenance.tiling, model.events) == ("", {})
         del whole  # it takes room
-    model.set_free(told.encode(LARGE, WHOLE) - 1)
+    model.set_free(told.encode(LARGE, UNTILED) - 1)
     model.live.peak = 0
     for mode in modes_of(kind):
         tiled = encoded(model, pixels, mode)
@@ -95,7 +95,7 @@ def test_a_picture_that_does_not_fit_whole_is_encoded_in_tiles_and_says_so(model
 
 
 def test_over_http_the_answer_says_that_tiles_were_used(model: OneModel, kind: str) -> None:
-    model.set_free(model.engine.forecast(torch.float32).encode(LARGE, WHOLE) - 1)
+    model.set_free(model.engine.forecast(torch.float32).encode(LARGE, UNTILED) - 1)
     with served(create_app(InProcess(model=model.pipeline.answer), 1 << 24, 60)) as url:
         ours = remote_encode(f"{url}/model", latents(*LARGE), seed=7)
         answer = model._client.post("/model/encode", **as_http(latents(*LARGE)))
@@ -112,7 +112,7 @@ def test_a_batch_that_does_not_fit_at_once_is_encoded_as_diffusers_slices_it(mod
     shape, vae = (5, 3, 64, 40), tiny_vae(kind)
     told, pixels = model.engine.forecast(torch.float32), latents(*shape)
     model.set_free(told.encode(shape, ONE_BY_ONE))
-    assert model.engine.free < told.encode(shape, WHOLE) / 2
+    assert model.engine.free < told.encode(shape, UNTILED) / 2
     vae.use_slicing = True
     for mode in modes_of(kind):
         result = encoded(model, pixels, mode)
@@ -170,11 +170,11 @@ def test_on_a_gpu_the_forecast_learns_from_what_either_took(
     told = model.engine.forecast(torch.float32)
     shape = LARGE if work == "encode" else (1, 4, 40, 36)
     predict = getattr(told, work)
-    before = predict(shape, WHOLE)
+    before = predict(shape, UNTILED)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 1000)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 1000 + 2**28 + int(1.5 * before))
     monkeypatch.setattr(model.engine, "_to_device", lambda tensor, dtype: tensor)
     model.engine.device = "cuda"
     model.engine.decode(latents(*shape)) if work == "decode" else model.engine.encode(latents(*shape))
-    assert predict(shape, WHOLE) == pytest.approx(1.5 * before, rel=1e-6)
+    assert predict(shape, UNTILED) == pytest.approx(1.5 * before, rel=1e-6)

@@ -22,11 +22,11 @@ from hostile_pictures import (
 )
 from in_process import InProcess, diffusers_engine, pipeline_of
 from remote_vae import remote_decode, remote_encode
-from remote_vae.encoding import EncodeRequest, SampleMode
 from remote_vae.errors import BadRequest
-from remote_vae.tensors import from_array, to_torch
-from remote_vae.wire import Scaling
-from remote_vae_serve.http import create_app
+from remote_vae.protocol.encode_request import EncodeRequest, SampleMode
+from remote_vae.protocol.tensors import from_array, to_torch
+from remote_vae.protocol.wire import Scaling
+from remote_vae_serve.http.app import create_app
 from samples import HUNYUAN, IMAGE_KINDS, KINDS, tiny_vae
 from served import served
 

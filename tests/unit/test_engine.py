@@ -19,13 +19,13 @@ from safetensors.torch import load_file, save_file
 
 from in_process import diffusers_engine, fake_engine, pipeline_of
 from pipeline_ends import decoder_input, local_pixels
-from remote_vae.decoding import DecodeRequest, Output
-from remote_vae.encoding import SampleMode
 from remote_vae.errors import BadRequest, ModelFailed
-from remote_vae.tensors import RawTensor, from_array, to_numpy, to_torch
-from remote_vae.wire import Result, Scaling
-from remote_vae_serve.codecs import JPEG_QUALITY
-from remote_vae_serve.eager import EagerEngine
+from remote_vae.protocol.decode_request import DecodeRequest, Output
+from remote_vae.protocol.encode_request import SampleMode
+from remote_vae.protocol.tensors import RawTensor, from_array, to_numpy, to_torch
+from remote_vae.protocol.wire import Result, Scaling
+from remote_vae_serve.codecs.codecs import JPEG_QUALITY
+from remote_vae_serve.engine.diffusers_engine import DiffusersEngine
 from samples import IMAGE_KINDS, KINDS, latents, samples_of, save_tiny_vae, tiny_vae
 
 CASES = [(kind, layout) for kind in KINDS for layout in samples_of(kind)]
@@ -49,7 +49,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(engine: EagerEngine, z: torch.Tensor, output: Output, scaling: Scaling = OWN, **sizes: int) -> Result:
+def run(engine: DiffusersEngine, z: torch.Tensor, output: Output, scaling: Scaling = OWN, **sizes: int) -> Result:
     """One request through the whole replica, less Ray."""
     pipeline = pipeline_of(engine)
     try:
@@ -197,10 +197,10 @@ def test_encode_is_diffusers_encode_and_the_way_back_is_its_round_trip(folders: 
         encoded = vae.encode(pixels)
         expected = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
         round_trip = vae.decode(expected).sample
-    ours = engine.encode(pixels, SampleMode.ARGMAX)
+    ours = engine.encode(pixels, SampleMode.ARGMAX).latents
     assert torch.equal(ours, expected)
     assert torch.equal(engine.decode(ours).pixels, round_trip)
-    normalised = engine.space.normalise(expected.clone())
+    normalised = engine.space.family.scaling.normalize(expected.clone(), engine.space)
     back = to_torch(run(engine, normalised, Output.PT).tensor)
     torch.testing.assert_close(back, round_trip, rtol=0, atol=1e-3)
 
@@ -214,8 +214,8 @@ def test_encode_with_a_generator_is_diffusers_sample_of_the_same_seed(folders: P
 
     with torch.inference_mode():
         expected = tiny_vae("sd").encode(pixels).latent_dist.sample(seeded())
-    assert torch.equal(engine.encode(pixels, SampleMode.SAMPLE, seeded()), expected)
-    assert not torch.equal(engine.encode(pixels, SampleMode.ARGMAX), expected)
+    assert torch.equal(engine.encode(pixels, SampleMode.SAMPLE, seeded()).latents, expected)
+    assert not torch.equal(engine.encode(pixels, SampleMode.ARGMAX).latents, expected)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
@@ -346,4 +346,4 @@ def test_a_picture_too_large_for_its_format_is_refused_before_it_is_decoded(
     engine = fake_engine()
     request = DecodeRequest(from_array(torch.zeros(shape)), Scaling(), output)
     with pytest.raises(BadRequest, match=instead):
-        engine.unpack(request)
+        engine.processor.unpack_latents(request)

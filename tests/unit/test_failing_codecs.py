@@ -17,12 +17,12 @@ import torch
 from house import PATIENCE_S, children, filled, gated, house, open_files, post, send, temporary, until
 from in_process import diffusers_engine
 from raw_http import Answer, speak
-from remote_vae.decoding import Output
-from remote_vae_serve import codecs, video
-from remote_vae_serve.device import Device, Job
-from remote_vae_serve.engine import Decoded
-from remote_vae_serve.layouts import Said
-from remote_vae_serve.tiling import Plan
+from remote_vae.protocol.decode_request import Output
+from remote_vae_serve.codecs import codecs, mp4
+from remote_vae_serve.engine.base import Decoded
+from remote_vae_serve.engine.tiling import TilingPlan
+from remote_vae_serve.families.layouts import RequestHints
+from remote_vae_serve.replica.device_worker import DeviceWorker, Job
 from samples import latents, save_tiny_vae
 
 __all__ = ["temporary"]  # a fixture
@@ -76,10 +76,10 @@ def test_a_decode_that_fails_leaves_nothing_behind_and_is_in_the_log(
     engine = gated()
     decode = engine.decode
 
-    def failing(z: torch.Tensor, plan: Plan, said: Said) -> Decoded:
+    def failing(z: torch.Tensor, plan: TilingPlan, hints: RequestHints) -> Decoded:
         if z.min() == 1:
             raise RuntimeError("/root/secret")
-        return decode(z, plan, said)
+        return decode(z, plan, hints)
 
     engine.decode = failing  # type: ignore[method-assign]
     with house(engine, temporary) as there:
@@ -114,7 +114,7 @@ def test_an_mp4_encoder_that_dies_is_a_500_and_no_process_or_memory_is_left(
     z = latents(1, 4, 3, 8, 8)  # 108 KiB of frames: more than a pipe holds
     with house(diffusers_engine(videos), temporary, first=(z, Output.MP4)) as there:
         with monkeypatch.context() as patched:
-            patched.setattr(video.imageio_ffmpeg, "get_ffmpeg_exe", lambda: str(ffmpeg))
+            patched.setattr(mp4.imageio_ffmpeg, "get_ffmpeg_exe", lambda: str(ffmpeg))
             assert_internal_error(there.serve(z, Output.MP4))
         there.assert_tidy()
 
@@ -126,7 +126,7 @@ def test_frames_that_do_not_come_leave_no_encoder_waiting_for_them() -> None:
 
     others = set(children())
     with pytest.raises(RuntimeError, match="the device was lost"):
-        video.to_mp4(frames(), (2, 64, 64, 3), 8)
+        mp4.to_mp4(frames(), (2, 64, 64, 3), 8)
     assert not set(children()) - others
     assert not [name for name in open_files() if "memfd:" in name]
 
@@ -136,13 +136,13 @@ def test_an_encoder_that_complains_without_end_does_not_block(tmp_path: Path, mo
     ffmpeg = tmp_path / "ffmpeg"
     ffmpeg.write_text("#!/bin/sh\nhead -c 2000000 /dev/zero >&2\ncat > /dev/null\nexit 3\n")
     ffmpeg.chmod(0o755)
-    monkeypatch.setattr(video.imageio_ffmpeg, "get_ffmpeg_exe", lambda: str(ffmpeg))
+    monkeypatch.setattr(mp4.imageio_ffmpeg, "get_ffmpeg_exe", lambda: str(ffmpeg))
     ended = threading.Event()
     others = set(children())
 
     def run() -> None:
-        with pytest.raises(video.InternalError):
-            video.to_mp4([torch.zeros(8, 256, 256, 3, dtype=torch.uint8)], (8, 256, 256, 3), 8)
+        with pytest.raises(mp4.InternalError):
+            mp4.to_mp4([torch.zeros(8, 256, 256, 3, dtype=torch.uint8)], (8, 256, 256, 3), 8)
         ended.set()
 
     threading.Thread(target=run, daemon=True).start()
@@ -167,8 +167,10 @@ def test_a_batch_that_failed_has_let_go_of_its_tensors_before_its_members_run_al
             raise MemoryError
         return batch, None
 
-    device = Device(nullcontext)
-    jobs = [Job(torch.zeros(1), run, lambda part, _: part, group=group, limit=8) for group in ("alone", "a", "a")]
+    device = DeviceWorker(nullcontext)
+    jobs = [
+        Job(torch.zeros(1), run, lambda part: part, batch_key=group, batch_limit=8) for group in ("alone", "a", "a")
+    ]
     for job in jobs:
         device.submit(job)
     begun.set()

@@ -22,7 +22,7 @@ from failing_server import Z, cut, decode, hang_up, in_turn, no_http, raising, s
 from in_process import InProcess, diffusers_engine, pipeline_of
 from remote_vae import AsyncRemoteVAE, RemoteVAE, errors, remote_decode, remote_encode
 from remote_vae.errors import BadRequest, Unavailable
-from remote_vae_serve.http import create_app
+from remote_vae_serve.http.app import create_app
 from samples import KINDS, latents, samples_of, tiny_vae
 from served import served
 

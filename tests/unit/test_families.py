@@ -19,9 +19,9 @@ from diffusers import (
 
 from pipeline_ends import decoder_input, formula
 from remote_vae.errors import BadRequest
-from remote_vae_serve.autoencoders import FAMILIES, GENERIC, latent_space_of
-from remote_vae_serve.families import LatentSpace
-from remote_vae_serve.layouts import FOLDED, IMAGES, SAID_NOTHING, Layout, Said
+from remote_vae_serve.families.family import LatentSpace
+from remote_vae_serve.families.layouts import FOLDED, IMAGES, NO_HINTS, Layout, RequestHints
+from remote_vae_serve.families.table import FAMILIES, GENERIC, latent_space_of
 from samples import IMAGE_KINDS, KINDS, latents, tiny_vae
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -40,9 +40,9 @@ def space_of(vae: Any) -> LatentSpace:
 
 
 def unpacked(space: LatentSpace, z: torch.Tensor, **sizes: int) -> tuple[Layout, torch.Tensor]:
-    said = Said(**sizes)
-    layout = space.family.layout_of(z, space, said)
-    return layout, layout.unpack(z, space, said)
+    hints = RequestHints(**sizes)
+    layout = space.family.layout_of(z, space, hints)
+    return layout, layout.unpack(z, space, hints)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -51,7 +51,7 @@ def test_the_models_own_convention_is_that_of_its_pipeline(kind: str, dtype: tor
     vae = tiny_vae(kind).to(dtype)
     vae.register_to_config(force_upcast=False)  # else the SDXL pipeline runs in float32 where float16 is asked for
     z = latents(2, vae.config.latent_channels, 8, 12).to(dtype)
-    ours = space_of(vae).denormalise(z)
+    ours = space_of(vae).family.scaling.denormalize(z, space_of(vae))
     theirs = decoder_input(kind, vae, z)
     assert ours.dtype == theirs.dtype == dtype
     assert torch.equal(ours, theirs)
@@ -65,7 +65,9 @@ def test_packed_latents_reach_the_decoder_as_in_the_flux_pipeline(dtype: torch.d
     z = latents(2, 4 * 6, 64).to(dtype)
     space = space_of(vae)
     _, ours = unpacked(space, z, height=64, width=96)
-    assert torch.equal(space.denormalise(ours), decoder_input("flux", vae, z, height=64, width=96))
+    assert torch.equal(
+        space.family.scaling.denormalize(ours, space), decoder_input("flux", vae, z, height=64, width=96)
+    )
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 96), (96, 64), (16, 16), (65, 111), (79, 96), (32, 512)], ids=str)
@@ -108,7 +110,9 @@ def test_frames_are_decoded_and_put_back_as_animate_diff_does() -> None:
     layout, folded = unpacked(space, z)
     with torch.inference_mode():
         theirs = AnimateDiffPipeline.decode_latents(SimpleNamespace(vae=vae), z)
-        ours = layout.repack(vae.decode(space.denormalise(folded)).sample, tuple(z.shape), SAID_NOTHING)
+        ours = layout.repack(
+            vae.decode(space.family.scaling.denormalize(folded, space)).sample, tuple(z.shape), NO_HINTS
+        )
     assert layout.media == "video"
     assert ours.shape == theirs.shape == (2, 3, 3, 32, 48)
     assert torch.equal(ours, theirs)
@@ -137,14 +141,16 @@ def test_normalising_is_that_of_the_image_to_image_pipeline(kind: str, dtype: to
         for name in ("latents_mean", "latents_std"):  # as StableDiffusionXLImg2ImgPipeline.__call__ makes them
             names[name] = torch.tensor(vae.config[name]).view(1, 4, 1, 1).to(dtype)
     function, mentioned = IMG2IMG[kind]
-    assert torch.equal(space_of(vae).normalise(z), eval(formula(function, *mentioned), names))
+    assert torch.equal(
+        space_of(vae).family.scaling.normalize(z, space_of(vae)), eval(formula(function, *mentioned), names)
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_normalising_undoes_denormalising(kind: str) -> None:
     space = space_of(tiny_vae(kind))
     z = latents(1, space.channels, 4, 4)
-    torch.testing.assert_close(space.normalise(space.denormalise(z)), z)
+    torch.testing.assert_close(space.family.scaling.normalize(space.family.scaling.denormalize(z, space), space), z)
 
 
 @pytest.mark.parametrize("kind", IMAGE_KINDS)
@@ -161,13 +167,13 @@ def test_statistics_that_are_null_are_no_statistics() -> None:
     vae = tiny_vae("sd")
     space = latent_space_of("AutoencoderKL", dict(vae.config) | {"latents_mean": None, "latents_std": None})
     z = latents(1, 4, 2, 2)
-    assert torch.equal(space.denormalise(z), decoder_input("sd", vae, z))
+    assert torch.equal(space.family.scaling.denormalize(z, space), decoder_input("sd", vae, z))
 
 
 def test_a_class_without_a_row_is_treated_as_an_image_vae() -> None:
     space = latent_space_of("AutoencoderOfTomorrow", {"latent_channels": 4})
     assert space.family is GENERIC
-    assert space.family.layout_of(latents(1, 4, 2, 2), space, SAID_NOTHING) is IMAGES
+    assert space.family.layout_of(latents(1, 4, 2, 2), space, NO_HINTS) is IMAGES
 
 
 def test_no_class_has_two_rows() -> None:

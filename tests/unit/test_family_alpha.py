@@ -17,17 +17,17 @@ from PIL import Image
 
 from families.images import CASES
 from in_process import diffusers_engine, pipeline_of
-from remote_vae.calls import open_image
-from remote_vae.decoding import DecodeRequest, Output
-from remote_vae.encoding import EncodeRequest
+from remote_vae.calls.decode_call import open_image
 from remote_vae.errors import BadRequest
-from remote_vae.hints import Hints
-from remote_vae.tensors import from_array, to_torch
-from remote_vae.wire import Result, Scaling
-from remote_vae_serve import codecs
-from remote_vae_serve.codecs import over_white
-from remote_vae_serve.eager import EagerEngine
-from remote_vae_serve.transfer import HostCopy
+from remote_vae.protocol.decode_request import DecodeRequest, Output
+from remote_vae.protocol.encode_request import EncodeRequest
+from remote_vae.protocol.hints import Hints
+from remote_vae.protocol.tensors import from_array, to_torch
+from remote_vae.protocol.wire import Result, Scaling
+from remote_vae_serve.codecs import codecs
+from remote_vae_serve.codecs.codecs import over_white
+from remote_vae_serve.codecs.host_copy import HostCopy
+from remote_vae_serve.engine.diffusers_engine import DiffusersEngine
 from samples import latents, save_tiny_vae
 
 CASE = next(case for case in CASES if "Layered" in case.name)
@@ -46,13 +46,13 @@ def one_thread_and_quiet() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> EagerEngine:
+def engine(tmp_path_factory: pytest.TempPathFactory) -> DiffusersEngine:
     folder = tmp_path_factory.mktemp("layered")
     CASE.build().save_pretrained(folder)
     return diffusers_engine(folder)
 
 
-def decoded(engine: EagerEngine, output: Output, layers: int = 1) -> Result:
+def decoded(engine: DiffusersEngine, output: Output, layers: int = 1) -> Result:
     """Of as many layers; the first of the packed pictures is none."""
     z = latents(1, 6 * (1 + layers), 64)
     request = DecodeRequest(from_array(z), Scaling(own=True), output, hints=Hints(layers=layers), **SIZE)
@@ -73,7 +73,7 @@ def locally(layers: int = 1) -> torch.Tensor:
         return torch.cat([vae.decode(part[None] / (1.0 / std) + mean).sample[:, :, 0] for part in parts])
 
 
-def test_a_png_has_the_alpha_that_diffusers_makes_and_the_client_keeps_it(engine: EagerEngine) -> None:
+def test_a_png_has_the_alpha_that_diffusers_makes_and_the_client_keeps_it(engine: DiffusersEngine) -> None:
     (expected,) = VaeImageProcessor().postprocess(locally(), "pil")
     result = decoded(engine, Output.PNG)
     with Image.open(io.BytesIO(result.data.tobytes())) as image:
@@ -84,7 +84,7 @@ def test_a_png_has_the_alpha_that_diffusers_makes_and_the_client_keeps_it(engine
     np.testing.assert_array_equal(np.asarray(opened), np.asarray(expected))
 
 
-def test_a_jpeg_lies_on_white(engine: EagerEngine) -> None:
+def test_a_jpeg_lies_on_white(engine: DiffusersEngine) -> None:
     (expected,) = VaeImageProcessor().postprocess(locally(), "pil")
     white = Image.alpha_composite(Image.new("RGBA", expected.size, "white"), expected).convert("RGB")
     composed = over_white(torch.from_numpy(np.array(expected))).numpy()
@@ -125,7 +125,7 @@ def test_a_video_lies_on_white() -> None:
     assert np.frombuffer(shown, np.uint8).reshape(3, 32, 48, 3).min() >= 250
 
 
-def test_tensors_keep_four_channels_of_every_layer(engine: EagerEngine) -> None:
+def test_tensors_keep_four_channels_of_every_layer(engine: DiffusersEngine) -> None:
     pixels = locally(2)
     assert torch.equal(to_torch(decoded(engine, Output.PT, 2).tensor), pixels)
     bytes_of = to_torch(decoded(engine, Output.UINT8, 2).tensor)
@@ -133,23 +133,23 @@ def test_tensors_keep_four_channels_of_every_layer(engine: EagerEngine) -> None:
     np.testing.assert_array_equal(bytes_of.numpy(), expected)
 
 
-def test_pictures_and_bytes_are_encoded_with_their_alpha(engine: EagerEngine) -> None:
+def test_pictures_and_bytes_are_encoded_with_their_alpha(engine: DiffusersEngine) -> None:
     file = io.BytesIO()
     Image.fromarray(COLOURS).save(file, "PNG")
     expected = VaeImageProcessor().preprocess(Image.fromarray(COLOURS))
     assert expected.shape[1] == 4
-    of_file = engine.prepare(EncodeRequest(np.frombuffer(file.getvalue(), np.uint8)))
-    of_bytes = engine.prepare(EncodeRequest(from_array(COLOURS)))
+    of_file = engine.processor.preprocess_image(EncodeRequest(np.frombuffer(file.getvalue(), np.uint8)))
+    of_bytes = engine.processor.preprocess_image(EncodeRequest(from_array(COLOURS)))
     for prepared in (of_file, of_bytes):
         assert torch.equal(prepared.pixels, expected[:, :, None])
 
 
-def test_a_picture_without_alpha_is_opaque(engine: EagerEngine) -> None:
+def test_a_picture_without_alpha_is_opaque(engine: DiffusersEngine) -> None:
     palette = Image.fromarray(COLOURS).convert("RGB").quantize(8)
     for picture in (Image.fromarray(COLOURS).convert("RGB"), palette, Image.fromarray(COLOURS).convert("L")):
         file = io.BytesIO()
         picture.save(file, "PNG")
-        pixels = engine.prepare(EncodeRequest(np.frombuffer(file.getvalue(), np.uint8))).pixels
+        pixels = engine.processor.preprocess_image(EncodeRequest(np.frombuffer(file.getvalue(), np.uint8))).pixels
         assert pixels.shape == (1, 4, 1, 32, 48)
         assert torch.equal(pixels[:, 3], torch.ones(1, 1, 32, 48))
         assert torch.equal(pixels[:, :3], VaeImageProcessor().preprocess(picture.convert("RGB"))[:, :, None])
@@ -158,9 +158,9 @@ def test_a_picture_without_alpha_is_opaque(engine: EagerEngine) -> None:
 def test_alpha_is_refused_by_a_model_that_has_none(tmp_path_factory: pytest.TempPathFactory) -> None:
     engine = diffusers_engine(save_tiny_vae("sd", tmp_path_factory.mktemp("sd")))
     with pytest.raises(BadRequest, match=r"AutoencoderKL takes 3 channels: leave the fourth out") as caught:
-        engine.prepare(EncodeRequest(from_array(COLOURS)))
+        engine.processor.preprocess_image(EncodeRequest(from_array(COLOURS)))
     assert caught.value.parameter == "shape"
     file = io.BytesIO()
     Image.fromarray(COLOURS).save(file, "PNG")
-    prepared = engine.prepare(EncodeRequest(np.frombuffer(file.getvalue(), np.uint8)))
+    prepared = engine.processor.preprocess_image(EncodeRequest(np.frombuffer(file.getvalue(), np.uint8)))
     assert prepared.pixels.shape == (1, 3, 32, 48)

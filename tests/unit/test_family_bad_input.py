@@ -13,15 +13,16 @@ import torch
 from families import images, video
 from families.case import Case
 from in_process import diffusers_engine
-from remote_vae.decoding import DecodeRequest, Output
-from remote_vae.encoding import EncodeRequest, SampleMode
 from remote_vae.errors import BadRequest
-from remote_vae.hints import Hints
-from remote_vae.tensors import from_array
-from remote_vae.wire import Scaling
-from remote_vae_serve.autoencoders import FAMILIES
-from remote_vae_serve.checks import ALLEGRO_FRAMES, ALLEGRO_OVERLAPS
-from remote_vae_serve.eager import EagerEngine
+from remote_vae.protocol.decode_request import DecodeRequest, Output
+from remote_vae.protocol.encode_request import EncodeRequest, SampleMode
+from remote_vae.protocol.hints import Hints
+from remote_vae.protocol.tensors import from_array
+from remote_vae.protocol.wire import Scaling
+from remote_vae_serve.engine.diffusers_engine import DiffusersEngine
+from remote_vae_serve.families.checks import ALLEGRO_FRAMES, ALLEGRO_OVERLAPS
+from remote_vae_serve.families.table import FAMILIES
+from remote_vae_serve.processing.latent_processor import Unpacked
 from samples import latents
 
 CASES = {case.name: case for case in reversed((*images.CASES, *video.CASES))}
@@ -47,9 +48,9 @@ def one_thread_and_quiet() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def engine_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], EagerEngine]:
+def engine_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], DiffusersEngine]:
     @cache
-    def engine(case_name: str) -> EagerEngine:
+    def engine(case_name: str) -> DiffusersEngine:
         folder = tmp_path_factory.mktemp("weights")
         CASES[case_name].build().save_pretrained(folder)
         return diffusers_engine(folder)
@@ -57,7 +58,7 @@ def engine_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], Eage
     return lambda case: engine(case.name)
 
 
-def hints_of(engine: EagerEngine) -> Hints:
+def hints_of(engine: DiffusersEngine) -> Hints:
     """What a human has to say."""
     said: dict[str, Any] = {"sigma_data": 0.5, "decode_timestep": 0.05, "seed": 3}
     return Hints(**{name: value for name, value in said.items() if name in (*engine.space.takes, "seed")})
@@ -67,19 +68,31 @@ def request(z: torch.Tensor, **arguments: Any) -> DecodeRequest:
     return DecodeRequest(from_array(z), **{"scaling": OWN, "output": Output.PT} | arguments)
 
 
-def refusal(engine: EagerEngine, z: torch.Tensor, **arguments: Any) -> BadRequest:
-    """From `unpack`, on the host: no decoder has seen the latents."""
+def unpacked_by(engine: DiffusersEngine, request: DecodeRequest) -> Unpacked:
+    """What the host does with a request before the device sees it: it unpacks the latents and plans their decode."""
+    unpacked = engine.processor.unpack_latents(request)
+    engine.plan_decode(tuple(unpacked.latents.shape), unpacked.hints)
+    return unpacked
+
+
+def refusal(engine: DiffusersEngine, z: torch.Tensor, **arguments: Any) -> BadRequest:
+    """On the host: no decoder has seen the latents."""
     with pytest.raises(BadRequest) as caught:
-        engine.unpack(request(z, **arguments))
+        unpacked_by(engine, request(z, **arguments))
     return caught.value
 
 
-def decoded(engine: EagerEngine, z: torch.Tensor) -> torch.Tensor:
-    unpacked = engine.unpack(request(z, hints=hints_of(engine)))
-    return engine.decode(unpacked.latents, unpacked.plan, unpacked.said).pixels
+def decoded(engine: DiffusersEngine, z: torch.Tensor) -> torch.Tensor:
+    unpacked = unpacked_by(engine, request(z, hints=hints_of(engine)))
+    return pixels_of(engine, unpacked)
 
 
-def shapes_of(engine: EagerEngine, frames: tuple[int, ...]) -> list[tuple[int, ...]]:
+def pixels_of(engine: DiffusersEngine, unpacked: Unpacked) -> torch.Tensor:
+    plan = engine.plan_decode(tuple(unpacked.latents.shape), unpacked.hints)
+    return engine.decode(unpacked.latents, plan, unpacked.hints).pixels
+
+
+def shapes_of(engine: DiffusersEngine, frames: tuple[int, ...]) -> list[tuple[int, ...]]:
     space = engine.space
     of_time = space.family.takes_time or space.family.media == "video"
     if space.class_name == "AutoencoderKLHunyuanImageRefiner":
@@ -119,7 +132,7 @@ def test_nothing_is_refused_as_a_size(name: str, engine_of: Any) -> None:
     engine = engine_of(CLASSES[name])
     for shape in shapes_of(engine, (1, 2)):
         with pytest.raises(BadRequest):
-            engine.unpack(request(torch.zeros(*shape[:-1], 0)))
+            unpacked_by(engine, request(torch.zeros(*shape[:-1], 0)))
 
 
 @each_class
@@ -131,21 +144,24 @@ def test_odd_sizes_are_decoded_or_refused_before_the_device_and_the_next_decode_
     said = dict(case.parameters)
     sizes = {key: value for key, value in said.items() if key in ("height", "width")}
     hints = Hints(num_frames=said.get("num_frames")).or_else(hints_of(engine))
-    ready = engine.unpack(request(usual, hints=hints, **sizes))
-    before = engine.decode(ready.latents, ready.plan, ready.said).pixels
+    ready = unpacked_by(engine, request(usual, hints=hints, **sizes))
+    before = pixels_of(engine, ready)
     refused: list[str] = []
     for shape in shapes_of(engine, FRAMES):
         try:
-            unpacked = engine.unpack(request(latents(*shape), hints=hints_of(engine)))
+            unpacked = unpacked_by(engine, request(latents(*shape), hints=hints_of(engine)))
         except BadRequest as error:
             refused.append(error.message)
             continue
-        pixels = engine.decode(unpacked.latents, unpacked.plan, unpacked.said).pixels
+        pixels = pixels_of(engine, unpacked)
         assert torch.isfinite(pixels).all()
         if name != "AutoencoderRAE":  # it makes one size of every square
             assert tuple(pixels.shape[-2:]) == tuple(engine.space.ratio * edge for edge in shape[-2:]), shape
     assert [message for message in refused if name not in message] == []
-    assert torch.equal(engine.decode(ready.latents, ready.plan, ready.said).pixels, before)
+    assert torch.equal(
+        pixels_of(engine, ready),
+        before,
+    )
 
 
 @each_class
@@ -157,11 +173,11 @@ def test_odd_sizes_are_encoded_or_refused_before_the_device(name: str, engine_of
             edges = (height * space.ratio, width * space.ratio)
             shape = (1, space.pixel_channels, *(() if frames is None else (frames,)), *edges)
             try:
-                prepared = engine.prepare(EncodeRequest(from_array(latents(*shape).clamp(-1, 1))))
+                prepared = engine.processor.preprocess_image(EncodeRequest(from_array(latents(*shape).clamp(-1, 1))))
             except BadRequest as error:
                 refused.append(error.message)
                 continue
-            made = engine.encode_by(prepared.plan, prepared.pixels, SampleMode.ARGMAX).latents
+            made = engine.encode(prepared.pixels, SampleMode.ARGMAX).latents
             assert torch.isfinite(made).all()
     assert [message for message in refused if name not in message] == []
 
@@ -194,7 +210,7 @@ def test_what_only_a_human_can_say_is_asked_for_by_name(name: str, parameter: st
     assert refused.parameter == parameter
     assert case.class_name in refused.message
     assert f"{parameter}" in refused.message
-    engine.unpack(request(latents(*shape), hints=hints_of(engine)))
+    unpacked_by(engine, request(latents(*shape), hints=hints_of(engine)))
 
 
 @pytest.mark.parametrize(
@@ -220,7 +236,7 @@ def test_packed_videos_need_the_number_of_their_frames(engine_of: Any) -> None:
     refused = refusal(engine, z, **size)
     assert refused.parameter == "num_frames"
     assert "AutoencoderKLLTX2Video" in refused.message
-    engine.unpack(request(z, hints=Hints(num_frames=9), **size))
+    unpacked_by(engine, request(z, hints=Hints(num_frames=9), **size))
 
 
 def test_packed_layers_that_nobody_calls_layers_are_refused_with_the_word(engine_of: Any) -> None:
@@ -229,7 +245,7 @@ def test_packed_layers_that_nobody_calls_layers_are_refused_with_the_word(engine
     refused = refusal(engine, z, **size)
     assert refused.parameter == "layers"
     assert "send layers" in refused.message
-    assert len(engine.unpack(request(z, hints=Hints(layers=2), **size)).latents) == 2
+    assert len(unpacked_by(engine, request(z, hints=Hints(layers=2), **size)).latents) == 2
 
 
 def test_several_layers_are_no_picture_and_the_refusal_says_what_to_ask_for(engine_of: Any) -> None:
@@ -246,9 +262,9 @@ def test_vidtok_is_not_given_frames_that_it_would_drop(engine_of: Any) -> None:
     engine = engine_of(CASES["AutoencoderVidTok: fsq"])
     for frames in (1, 3, 5, 6):
         assert "multiples of 4" in refusal(engine, latents(1, 6, frames, 2, 2)).message
-    engine.unpack(request(latents(1, 6, 8, 2, 2)))
+    unpacked_by(engine, request(latents(1, 6, 8, 2, 2)))
     causal = engine_of(CASES["AutoencoderVidTok: kl, causal"])
-    causal.unpack(request(latents(1, 4, 3, 2, 2)))
+    unpacked_by(causal, request(latents(1, 4, 3, 2, 2)))
 
 
 def test_allegro_is_not_given_what_its_tiles_leave_black(engine_of: Any) -> None:
@@ -310,4 +326,4 @@ def test_latents_of_flux2_have_even_sizes_where_patches_are_denormalised(engine_
     refused = refusal(engine, latents(1, 32, 3, 4))
     assert "3 x 4" in refused.message
     assert "even" in refused.message
-    engine.unpack(request(latents(1, 32, 3, 4), hints=Hints(denormalised=True)))
+    unpacked_by(engine, request(latents(1, 32, 3, 4), hints=Hints(denormalised=True)))

@@ -11,13 +11,13 @@ import torch
 
 from families import images, video
 from families.case import Case
-from remote_vae.hints import Hints
-from remote_vae_serve.autoencoders import FAMILIES, latent_space_of
-from remote_vae_serve.families import LatentSpace
-from remote_vae_serve.forecast import Forecast, LiveBytes, on_meta
-from remote_vae_serve.layouts import Said
-from remote_vae_serve.tiling import ONE_BY_ONE, WHOLE, Plan, view
-from remote_vae_serve.work import ENCODE, Work, run_of
+from remote_vae.protocol.hints import Hints
+from remote_vae_serve.engine.memory.estimate import LiveBytes, MemoryEstimator, on_meta
+from remote_vae_serve.engine.operation import ENCODE, Operation, run_of
+from remote_vae_serve.engine.tiling import ONE_BY_ONE, UNTILED, TilingPlan, view
+from remote_vae_serve.families.family import LatentSpace
+from remote_vae_serve.families.layouts import RequestHints
+from remote_vae_serve.families.table import FAMILIES, latent_space_of
 from samples import latents
 
 CASES = {case.class_name: case for case in reversed((*images.CASES, *video.CASES)) if "codes" not in case.name}
@@ -26,7 +26,7 @@ UNKNOWN = {"LTX2VideoDiffusionDecoderModel"}
 TILED = sorted(name for row in FAMILIES if row.tile for name in row.classes)
 FRAMES = {"AutoencoderKLAllegro": 6, "AutoencoderKLMiniMaxH3": 3, "AutoencoderVidTok": 4}
 FRAMES_OF_PIXELS = {"AutoencoderKLAllegro": 24, "AutoencoderKLMiniMaxH3": 17, "AutoencoderKLQwenImage21": 1}
-SMALL = Plan(64)
+SMALL = TilingPlan(64)
 
 
 @pytest.fixture(autouse=True)
@@ -44,14 +44,14 @@ def module_and_space(case: Case) -> tuple[Any, LatentSpace]:
     return module, latent_space_of(case.class_name, dict(module.config), module).with_statistics_of(module)
 
 
-def forecast_of(module: Any, space: LatentSpace) -> Forecast:
-    return Forecast(on_meta(type(module), dict(module.config), torch.float32), space)
+def forecast_of(module: Any, space: LatentSpace) -> MemoryEstimator:
+    return MemoryEstimator(on_meta(type(module), dict(module.config), torch.float32), space)
 
 
-def decode_of(space: LatentSpace) -> Work:
+def decode_of(space: LatentSpace) -> Operation:
     """A seed is left out: the tensor of a generator's state would be counted."""
     step = 0.05 if space.option("timestep_conditioning") else None
-    return Work("decode", Said(hints=Hints(decode_timestep=step)))
+    return Operation("decode", RequestHints(hints=Hints(decode_timestep=step)))
 
 
 def shape_of(space: LatentSpace, height: int, width: int) -> tuple[int, ...]:
@@ -60,7 +60,7 @@ def shape_of(space: LatentSpace, height: int, width: int) -> tuple[int, ...]:
     return (1, space.channels, *((frames,) if of_time else ()), height, width)
 
 
-def live_bytes(work: Work, model: Any, space: LatentSpace, given: torch.Tensor) -> int:
+def live_bytes(work: Operation, model: Any, space: LatentSpace, given: torch.Tensor) -> int:
     with torch.inference_mode(), LiveBytes() as live:
         run_of(work, model, space, torch.float32)(given)
     return int(given.nbytes + live.peak)
@@ -71,7 +71,7 @@ def test_a_decode_takes_what_was_forecast(name: str) -> None:
     module, space = module_and_space(CASES[name])
     told, work, shape = forecast_of(module, space), decode_of(space), shape_of(space, 4, 4)
     taken = live_bytes(work, module, space, latents(*shape))
-    assert 0.95 * taken <= told.of(work, shape, WHOLE) <= 1.2 * taken
+    assert 0.95 * taken <= told.of(work, shape, UNTILED) <= 1.2 * taken
     several = (2, *shape[1:])
     assert told.of(work, several, ONE_BY_ONE) >= 0.95 * taken
 
@@ -91,7 +91,7 @@ def test_of_attention_that_only_devices_have_nothing_is_known_and_nothing_is_ref
 ) -> None:
     for name in UNKNOWN:
         module, space = module_and_space(CASES[name])
-        assert forecast_of(module, space).of(decode_of(space), shape_of(space, 4, 4), WHOLE) == 0
+        assert forecast_of(module, space).of(decode_of(space), shape_of(space, 4, 4), UNTILED) == 0
         assert name in caplog.text
 
 

@@ -9,7 +9,7 @@ from diffusers.models import autoencoders
 
 from families.through_engine import ALL, CASES, NOT_SERVED, TOLERANCE
 from models_page import LATER, MEASURED, PAGE, RATIOS, main
-from remote_vae_serve.autoencoders import FAMILIES
+from remote_vae_serve.families.table import FAMILIES
 
 ROWS = {name for family in FAMILIES for name in family.classes}
 

@@ -14,17 +14,17 @@ import torch
 
 from in_process import diffusers_engine, fake_engine
 from one_model import OneModel
-from remote_vae.decoding import DecodeRequest, Output
-from remote_vae.encoding import EncodeRequest, SampleMode
 from remote_vae.errors import BadRequest
-from remote_vae.tensors import from_array, to_torch
-from remote_vae.wire import Result
-from remote_vae_serve.eager import EagerEngine
-from remote_vae_serve.finite import is_finite
-from remote_vae_serve.forecast import LiveBytes
-from remote_vae_serve.layouts import Said
-from remote_vae_serve.pipeline import Pipeline
-from remote_vae_serve.tiling import Plan
+from remote_vae.protocol.decode_request import DecodeRequest, Output
+from remote_vae.protocol.encode_request import EncodeRequest, SampleMode
+from remote_vae.protocol.tensors import from_array, to_torch
+from remote_vae.protocol.wire import Result
+from remote_vae_serve.engine.diffusers_engine import DiffusersEngine
+from remote_vae_serve.engine.memory.estimate import LiveBytes
+from remote_vae_serve.engine.tiling import TilingPlan
+from remote_vae_serve.families.layouts import RequestHints
+from remote_vae_serve.processing.finite import is_finite
+from remote_vae_serve.replica.pipeline import Pipeline
 from samples import latents, tiny_vae
 
 DIM, BRIGHT = 0.01, 10.0
@@ -130,7 +130,7 @@ def test_requests_that_ran_as_one_batch_do_not_suffer_for_the_one_that_overflows
     sizes: list[int] = []
     decode_together = served.engine.decode_together
 
-    def spied(latents: torch.Tensor, plan: Plan, said: Said) -> Any:
+    def spied(latents: torch.Tensor, plan: TilingPlan, said: RequestHints) -> Any:
         sizes.append(len(latents))
         return decode_together(latents, plan, said)
 
@@ -219,8 +219,8 @@ def test_a_request_is_looked_through_without_a_copy_of_it() -> None:
     z, pixels = latents(1, 4, 200, 200), latents(1, 3, 400, 400)
     engine = fake_engine()
     with LiveBytes() as live:
-        engine.unpack(DecodeRequest(from_array(z), output=Output.PT))
-        engine.prepare(EncodeRequest(from_array(pixels)))
+        engine.processor.unpack_latents(DecodeRequest(from_array(z), output=Output.PT))
+        engine.processor.preprocess_image(EncodeRequest(from_array(pixels)))
     assert live.peak < 1000
 
 
@@ -254,7 +254,9 @@ def test_a_batch_with_a_member_that_is_no_picture_at_all_fails_alone(folder: Pat
 def test_float32_that_does_not_fit_beside_the_half_is_refused_with_the_number(model: OneModel) -> None:
     engine = model.engine
     z = BRIGHT * latents(1, 4, 8, 8)
-    needed = engine.forecast(torch.float32).decode(tuple(z.shape), Plan()) + engine.forecast(torch.float32).weights
+    needed = (
+        engine.forecast(torch.float32).decode(tuple(z.shape), TilingPlan()) + engine.forecast(torch.float32).weights
+    )
     engine._budget = engine.forecast(torch.float16).weights + needed - 1
     refused = model.post(z)
     assert (refused.status_code, refused.json()["parameter"]) == (400, "shape")
@@ -266,7 +268,9 @@ def test_float32_that_does_not_fit_beside_the_half_is_refused_with_the_number(mo
 
 def test_tiles_are_kept_to_where_float32_does_not_fit_whole(model: OneModel) -> None:
     engine, z = model.engine, BRIGHT * latents(1, 4, 36, 36)
-    whole, tiled = (engine.forecast(torch.float32).decode(tuple(z.shape), plan) for plan in (Plan(), Plan(256)))
+    whole, tiled = (
+        engine.forecast(torch.float32).decode(tuple(z.shape), plan) for plan in (TilingPlan(), TilingPlan(256))
+    )
     engine._budget = (
         sum(engine.forecast(dtype).weights for dtype in (torch.float16, torch.float32)) + (whole + tiled) // 2
     )
@@ -302,4 +306,4 @@ def test_a_replica_logs_nothing_of_the_latents(model: OneModel, caplog: pytest.L
     with caplog.at_level(logging.DEBUG, "ray.serve"):
         model.decode(BRIGHT * latents(1, 4, 8, 8))
     assert "tensor(" not in caplog.text
-    assert isinstance(model.engine, EagerEngine)
+    assert isinstance(model.engine, DiffusersEngine)

@@ -15,13 +15,15 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLHunyuanVideo, AutoencoderTiny
 
-from remote_vae.decoding import Output
-from remote_vae_serve import codecs, forecast
-from remote_vae_serve.autoencoders import GENERIC, latent_space_of
-from remote_vae_serve.families import LatentSpace
-from remote_vae_serve.forecast import Forecast, LiveBytes, on_meta, peak_bytes
-from remote_vae_serve.tiling import ONE_BY_ONE, WHOLE, Plan, view
-from remote_vae_serve.work import DECODE, ENCODE, one_by_one, run_of
+from remote_vae.protocol.decode_request import Output
+from remote_vae_serve.engine.memory import estimate
+from remote_vae_serve.engine.memory.estimate import LiveBytes, MemoryEstimator, on_meta, peak_bytes
+from remote_vae_serve.engine.operation import DECODE, ENCODE, one_by_one, run_of
+from remote_vae_serve.engine.tiling import ONE_BY_ONE, UNTILED, TilingPlan, view
+from remote_vae_serve.families.family import LatentSpace
+from remote_vae_serve.families.table import GENERIC, latent_space_of
+from remote_vae_serve.processing import postprocess
+from remote_vae_serve.processing.postprocess import to_output
 from samples import KINDS, tiny_vae
 
 MIB = 2**20
@@ -40,13 +42,19 @@ REAL: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 """Of the widths that are published; SDXL's graph is SD's and SD3's is Flux's: only numbers in their configs differ."""
 CHANNELS = {"sd": 4, "flux": 16, "tiny": 4, "hunyuan": 16}
-TILED = Plan(256)
+TILED = TilingPlan(256)
 
-DECODES: dict[str, list[tuple[tuple[int, ...], Plan]]] = {
-    "sd": [((1, 8, 8), WHOLE), ((2, 4, 8), WHOLE), ((1, 8, 12), WHOLE), ((1, 1, 60), TILED)],
-    "flux": [((1, 4, 4), WHOLE), ((2, 4, 4), WHOLE), ((1, 8, 6), WHOLE), ((1, 1, 36), TILED)],
-    "tiny": [((1, 8, 8), WHOLE), ((2, 8, 16), WHOLE), ((1, 16, 24), WHOLE), ((1, 1, 160), TILED), ((1, 2, 34), TILED)],
-    "hunyuan": [((1, 1, 4, 4), WHOLE), ((1, 2, 2, 4), WHOLE), ((1, 3, 2, 2), WHOLE), ((1, 1, 1, 34), TILED)],
+DECODES: dict[str, list[tuple[tuple[int, ...], TilingPlan]]] = {
+    "sd": [((1, 8, 8), UNTILED), ((2, 4, 8), UNTILED), ((1, 8, 12), UNTILED), ((1, 1, 60), TILED)],
+    "flux": [((1, 4, 4), UNTILED), ((2, 4, 4), UNTILED), ((1, 8, 6), UNTILED), ((1, 1, 36), TILED)],
+    "tiny": [
+        ((1, 8, 8), UNTILED),
+        ((2, 8, 16), UNTILED),
+        ((1, 16, 24), UNTILED),
+        ((1, 1, 160), TILED),
+        ((1, 2, 34), TILED),
+    ],
+    "hunyuan": [((1, 1, 4, 4), UNTILED), ((1, 2, 2, 4), UNTILED), ((1, 3, 2, 2), UNTILED), ((1, 1, 1, 34), TILED)],
 }
 ENCODES: dict[str, list[tuple[int, ...]]] = {
     "sd": [(1, 3, 64, 64), (2, 3, 32, 64), (1, 3, 96, 64)],
@@ -92,9 +100,9 @@ def space_of(kind: str) -> LatentSpace:
     return space
 
 
-def forecast_of(kind: str, dtype: torch.dtype = torch.float32) -> Forecast:
+def forecast_of(kind: str, dtype: torch.dtype = torch.float32) -> MemoryEstimator:
     model_class, config = REAL[kind]
-    return Forecast(on_meta(model_class, config, dtype), space_of(kind))
+    return MemoryEstimator(on_meta(model_class, config, dtype), space_of(kind))
 
 
 def live_bytes(run: Any, *shape: int, dtype: torch.dtype) -> int:
@@ -127,8 +135,8 @@ def test_a_tile_that_is_like_another_is_not_run_again_and_nothing_is_missed(
     kind: str, sizes: tuple[int, ...], tile: int
 ) -> None:
     (batch, *rest), told = sizes, forecast_of(kind)
-    shape, seen = (batch, CHANNELS[kind], *rest), view(told._model, Plan(tile), told._space.family.tile, 8)
-    assert told.decode(shape, Plan(tile)) == peak_bytes(lambda: seen.decode(torch.empty(shape, device="meta")))
+    shape, seen = (batch, CHANNELS[kind], *rest), view(told._model, TilingPlan(tile), told._space.family.tile, 8)
+    assert told.decode(shape, TilingPlan(tile)) == peak_bytes(lambda: seen.decode(torch.empty(shape, device="meta")))
 
 
 @pytest.mark.parametrize(
@@ -137,8 +145,8 @@ def test_a_tile_that_is_like_another_is_not_run_again_and_nothing_is_missed(
 )  # fmt: skip
 def test_an_encode_in_tiles_is_counted_in_the_same_way(kind: str, sizes: tuple[int, ...], tile: int) -> None:
     (batch, *rest), told = sizes, forecast_of(kind)
-    shape, seen = (batch, 3, *rest), view(told._model, Plan(tile), told._space.family.tile, 8)
-    counted = told.encode(shape, Plan(tile))
+    shape, seen = (batch, 3, *rest), view(told._model, TilingPlan(tile), told._space.family.tile, 8)
+    counted = told.encode(shape, TilingPlan(tile))
     assert counted == peak_bytes(lambda: seen.encode(torch.empty(shape, device="meta")))
     assert counted < told.encode(shape)
 
@@ -152,23 +160,23 @@ def test_an_encode_in_tiles_takes_what_was_forecast_to_the_byte() -> None:
 def test_of_an_encode_in_very_many_tiles_a_part_of_whole_latents_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     shape = (1, 3, 1608, 1208)
     all_of_them = forecast_of("sd").encode(shape, TILED)
-    monkeypatch.setattr(forecast, "MOST_TILES", 7)
+    monkeypatch.setattr(estimate, "MOST_TILES", 7)
     assert 0.95 * all_of_them <= forecast_of("sd").encode(shape, TILED) <= 8 * all_of_them
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     ("kind", "sizes", "plan"),
-    [("tiny", (3, 8, 16), ONE_BY_ONE), ("tiny", (2, 2, 34), Plan(256, one_by_one=True)), ("sd", (5, 2, 2), ONE_BY_ONE),
+    [("tiny", (3, 8, 16), ONE_BY_ONE), ("tiny", (2, 2, 34), TilingPlan(256, one_by_one=True)), ("sd", (5, 2, 2), ONE_BY_ONE),
      ("hunyuan", (3, 1, 2, 2), ONE_BY_ONE)],
 )  # fmt: skip
 def test_samples_one_by_one_take_what_was_forecast_to_the_byte(
-    kind: str, sizes: tuple[int, ...], plan: Plan, dtype: torch.dtype
+    kind: str, sizes: tuple[int, ...], plan: TilingPlan, dtype: torch.dtype
 ) -> None:
     (batch, *rest), told, model = sizes, forecast_of(kind, dtype), model_of(kind, dtype)
     shape, seen = (batch, CHANNELS[kind], *rest), view(model, plan, space_of(kind).family.tile, 8)
     taken = live_bytes(partial(one_by_one, run_of(DECODE, seen, space_of(kind), dtype)), *shape, dtype=dtype)
-    assert told.decode(shape, plan) == taken < told.decode(shape, WHOLE) or plan.tile
+    assert told.decode(shape, plan) == taken < told.decode(shape, UNTILED) or plan.tile
     pixels = (batch, 3, *rest[:-2], 8 * rest[-2], 8 * rest[-1])
     taken = live_bytes(partial(one_by_one, run_of(ENCODE, seen, space_of(kind), dtype)), *pixels, dtype=dtype)
     assert told.encode(pixels, plan) == taken
@@ -178,16 +186,21 @@ def test_samples_one_by_one_take_what_was_forecast_to_the_byte(
 @pytest.mark.parametrize("wanted", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     ("kind", "sizes", "plan"),
-    [("sd", (1, 8, 12), WHOLE), ("tiny", (1, 8, 12), WHOLE), ("tiny", (1, 4, 400), TILED), ("tiny", (48, 4, 8), ONE_BY_ONE),
-     ("hunyuan", (1, 3, 2, 2), WHOLE)],
+    [("sd", (1, 8, 12), UNTILED), ("tiny", (1, 8, 12), UNTILED), ("tiny", (1, 4, 400), TILED), ("tiny", (48, 4, 8), ONE_BY_ONE),
+     ("hunyuan", (1, 3, 2, 2), UNTILED)],
 )  # fmt: skip
 def test_the_form_in_which_pixels_leave_is_counted_too(
-    monkeypatch: pytest.MonkeyPatch, kind: str, sizes: tuple[int, ...], plan: Plan, wanted: torch.dtype, output: Output
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    sizes: tuple[int, ...],
+    plan: TilingPlan,
+    wanted: torch.dtype,
+    output: Output,
 ) -> None:
     """Of small decoders the pixels are a large part; and those of a batch are there when its last sample is decoded."""
-    monkeypatch.setattr(codecs, "PIECE", 2**12)
+    monkeypatch.setattr(postprocess, "PIECE", 2**12)
     (batch, *rest), (model_class, config) = sizes, REAL[kind]
-    told = Forecast(on_meta(model_class, config, torch.float32), space_of(kind), wanted)
+    told = MemoryEstimator(on_meta(model_class, config, torch.float32), space_of(kind), wanted)
     shape, seen = (
         (batch, CHANNELS[kind], *rest),
         view(model_of(kind, torch.float32), plan, space_of(kind).family.tile, 8),
@@ -197,7 +210,7 @@ def test_the_form_in_which_pixels_leave_is_counted_too(
     def path(z: torch.Tensor) -> torch.Tensor:
         pixels = one_by_one(run, z) if plan.one_by_one else run(z)
         del z
-        return codecs.leave(pixels, output)
+        return to_output(pixels, output)
 
     taken = live_bytes(path, *shape, dtype=torch.float32)
     assert 0.8 * told.decode(shape, plan) <= taken <= told.decode(shape, plan)
@@ -208,7 +221,7 @@ def test_where_pixels_are_more_than_what_made_them_their_leaving_is_the_peak() -
     told, shape = forecast_of("tiny"), (150, 4, 1, 2)
     run = run_of(DECODE, model_of("tiny", torch.float32), space_of("tiny"), torch.float32)
     decoded = live_bytes(partial(one_by_one, run), *shape, dtype=torch.float32)
-    left = live_bytes(lambda z: codecs.leave(one_by_one(run, z), Output.UINT8), *shape, dtype=torch.float32)
+    left = live_bytes(lambda z: to_output(one_by_one(run, z), Output.UINT8), *shape, dtype=torch.float32)
     assert told.decode(shape, ONE_BY_ONE) == left - torch.zeros(shape).nbytes > decoded
 
 
@@ -220,14 +233,14 @@ def test_of_very_many_tiles_a_part_is_counted_and_the_whole_is_never_under(
     (batch, *rest), exact = sizes, forecast_of(kind)
     shape = (batch, CHANNELS[kind], *rest)
     all_of_them = exact.decode(shape, TILED)
-    monkeypatch.setattr(forecast, "MOST_TILES", 48)
+    monkeypatch.setattr(estimate, "MOST_TILES", 48)
     assert 0.95 * all_of_them <= forecast_of(kind).decode(shape, TILED) <= 2 * all_of_them
 
 
 def test_a_picture_beyond_all_measure_is_forecast_in_seconds_and_not_much_over(monkeypatch: pytest.MonkeyPatch) -> None:
     shape = (1, 4, 2000, 2000)
     part = forecast_of("sd").decode(shape, TILED)
-    monkeypatch.setattr(forecast, "MOST_TILES", 10**9)
+    monkeypatch.setattr(estimate, "MOST_TILES", 10**9)
     assert 0.95 <= part / forecast_of("sd").decode(shape, TILED) <= 1.2
 
 
@@ -241,11 +254,11 @@ def mark(name):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name))
 torch.set_num_threads(2)
 model, told = model_of("sd", torch.float32), forecast_of("sd")
-from remote_vae_serve.tiling import WHOLE
+from remote_vae_serve.engine.tiling import UNTILED
 before = mark("VmRSS")
 with torch.inference_mode():
     model.decode(torch.zeros(1, 4, {size}, {size}))
-print(told.decode((1, 4, {size}, {size}), WHOLE), mark("VmHWM") - before)
+print(told.decode((1, 4, {size}, {size}), UNTILED), mark("VmHWM") - before)
 """
     paths = [path for path in sys.path if path]
     run = subprocess.run(
@@ -259,10 +272,10 @@ print(told.decode((1, 4, {size}, {size}), WHOLE), mark("VmHWM") - before)
 
 
 def test_a_family_without_tiling_is_forecast_whole_whatever_the_plan() -> None:
-    told = Forecast(
+    told = MemoryEstimator(
         on_meta(AutoencoderKL, KL, torch.float32), GENERIC.space("AutoencoderKL", {"latent_channels": 4, **KL})
     )
-    assert told.decode((1, 4, 48, 48), TILED) == told.decode((1, 4, 48, 48), WHOLE)
+    assert told.decode((1, 4, 48, 48), TILED) == told.decode((1, 4, 48, 48), UNTILED)
 
 
 def test_of_a_graph_that_asks_for_values_nothing_is_known_and_nothing_is_learned(
@@ -272,8 +285,8 @@ def test_of_a_graph_that_asks_for_values_nothing_is_known_and_nothing_is_learned
         def decode(self, z: torch.Tensor) -> torch.Tensor:
             return z if z.sum().item() > 0 else -z
 
-    told = Forecast(Asking(4, 4, 1, device="meta"), GENERIC.space("Asking", {"latent_channels": 4}))
-    assert told.decode((1, 4, 8, 8), WHOLE) == 0
+    told = MemoryEstimator(Asking(4, 4, 1, device="meta"), GENERIC.space("Asking", {"latent_channels": 4}))
+    assert told.decode((1, 4, 8, 8), UNTILED) == 0
     assert "Asking" in caplog.text
     told.learn(0, 2**40)
     assert told._excess == 1
@@ -298,7 +311,7 @@ def test_what_is_forecast_is_not_forecast_again_and_what_is_remembered_is_bounde
     told = forecast_of("tiny")
     for size in range(8, 12):
         for _ in range(3):
-            told.decode((1, 4, size, 8), WHOLE)
+            told.decode((1, 4, size, 8), UNTILED)
             told.encode((1, 3, 8 * size, 64))
     known = told._counted.cache_info()
     assert (known.misses, known.hits, known.maxsize) == (8, 16, 2048)
@@ -306,17 +319,17 @@ def test_what_is_forecast_is_not_forecast_again_and_what_is_remembered_is_bounde
 
 def test_what_is_known_is_told_while_another_shape_is_being_counted() -> None:
     told = forecast_of("tiny")
-    known = told.decode((1, 4, 8, 8), WHOLE)
+    known = told.decode((1, 4, 8, 8), UNTILED)
     with told._running:  # as another thread holds it, for seconds where the model is a large one of video
         answers: list[int] = []
-        asking = threading.Thread(target=lambda: answers.append(told.decode((1, 4, 8, 8), WHOLE)))
+        asking = threading.Thread(target=lambda: answers.append(told.decode((1, 4, 8, 8), UNTILED)))
         asking.start()
         asking.join(5)
         assert answers == [known]
 
 
 def test_threads_that_ask_at_once_get_what_one_alone_gets() -> None:
-    shapes = [((1, 4, 8 + 5 * number, 40), plan) for number in range(6) for plan in (WHOLE, TILED)]
+    shapes = [((1, 4, 8 + 5 * number, 40), plan) for number in range(6) for plan in (UNTILED, TILED)]
     alone, together = forecast_of("tiny"), forecast_of("tiny")
     answers: dict[int, list[int]] = {}
 
@@ -336,26 +349,26 @@ def test_threads_that_ask_at_once_get_what_one_alone_gets() -> None:
 
 def test_it_learns_what_was_taken_beyond_the_workspace_that_small_work_takes_too() -> None:
     told, shape = forecast_of("tiny"), (1, 4, 128, 128)
-    first = told.decode(shape, WHOLE)
-    told.learn(first, first + forecast.WORKSPACE)
+    first = told.decode(shape, UNTILED)
+    told.learn(first, first + estimate.WORKSPACE)
     told.learn(10, 200 * MIB)  # twenty million times as much as was forecast, of a picture of one pixel
-    assert told.decode(shape, WHOLE) == first
-    told.learn(first, int(1.5 * first) + forecast.WORKSPACE)
-    assert told.decode(shape, WHOLE) == pytest.approx(1.5 * first, rel=1e-6)
-    told.learn(told.decode(shape, WHOLE), first)  # less, for once, teaches nothing
-    assert told.decode(shape, WHOLE) == pytest.approx(1.5 * first, rel=1e-6)
+    assert told.decode(shape, UNTILED) == first
+    told.learn(first, int(1.5 * first) + estimate.WORKSPACE)
+    assert told.decode(shape, UNTILED) == pytest.approx(1.5 * first, rel=1e-6)
+    told.learn(told.decode(shape, UNTILED), first)  # less, for once, teaches nothing
+    assert told.decode(shape, UNTILED) == pytest.approx(1.5 * first, rel=1e-6)
     told.learn(1, 2**50)
-    assert told.decode(shape, WHOLE) == pytest.approx(forecast.MOST_EXCESS * first, rel=1e-6)
+    assert told.decode(shape, UNTILED) == pytest.approx(estimate.MOST_EXCESS * first, rel=1e-6)
 
 
 def test_a_failure_teaches_by_a_step_and_never_without_end() -> None:
     told, shape = forecast_of("tiny"), (1, 4, 32, 32)
-    first = told.decode(shape, WHOLE)
+    first = told.decode(shape, UNTILED)
     told.learn_of_failure()
-    assert told.decode(shape, WHOLE) == pytest.approx(1.1 * first, rel=1e-6)
+    assert told.decode(shape, UNTILED) == pytest.approx(1.1 * first, rel=1e-6)
     for _ in range(100):
         told.learn_of_failure()
-    assert told.decode(shape, WHOLE) == pytest.approx(1.5 * first, rel=1e-6)
+    assert told.decode(shape, UNTILED) == pytest.approx(1.5 * first, rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -366,4 +379,4 @@ def test_a_view_in_tiles_leaves_the_switches_of_the_model_alone_and_shares_its_w
     assert (seen.use_tiling, vae.use_tiling) == (True, False)
     assert {name: value for name, value in vars(vae).items() if "til" in name or "use_" in name} == before
     assert [*map(id, seen.parameters())] == [*map(id, vae.parameters())]
-    assert view(vae, WHOLE, None, 8) is vae
+    assert view(vae, UNTILED, None, 8) is vae

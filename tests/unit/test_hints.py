@@ -15,17 +15,18 @@ import numpy as np
 import pytest
 import torch
 
-from remote_vae import AsyncRemoteVAE, RemoteVAE, hints, remote_decode, remote_encode
-from remote_vae.calls import DecodeCall
-from remote_vae.decoding import DecodeRequest
-from remote_vae.encoding import EncodeRequest
+from remote_vae import AsyncRemoteVAE, RemoteVAE, remote_decode, remote_encode
+from remote_vae.calls.decode_call import DecodeCall
 from remote_vae.errors import BadRequest
-from remote_vae.hints import PARAMETERS, EncodeHintArguments, HintArguments, Hints
-from remote_vae.parameters import collect
-from remote_vae.protocol import Request
-from remote_vae.tensors import from_array
-from remote_vae.transports import Transport
-from remote_vae.wire import Result
+from remote_vae.protocol import hints
+from remote_vae.protocol.decode_request import DecodeRequest
+from remote_vae.protocol.encode_request import EncodeRequest
+from remote_vae.protocol.hints import PARAMETERS, EncodeHintArguments, HintArguments, Hints
+from remote_vae.protocol.parameters import collect
+from remote_vae.protocol.request import Request
+from remote_vae.protocol.tensors import from_array
+from remote_vae.protocol.wire import Result
+from remote_vae.transports.transport import Transport
 from samples import latents
 
 DOCS = Path(__file__).parents[2] / "docs" / "clients.md"

@@ -14,16 +14,16 @@ from typing import Any
 import pytest
 from diffusers import AutoencoderKL
 
-from remote_vae_serve.budget import host_memory
-from remote_vae_serve.kept_memory import ENVIRONMENT, KeptMemory
+from remote_vae_serve.engine.memory.budget import host_memory
+from remote_vae_serve.engine.memory.malloc_cache import ENVIRONMENT, MallocCache
 
 SCRIPT = """
 import json, resource, sys
 import torch
 from remote_vae_serve.config import VAEConfig
-from remote_vae_serve.eager import EagerEngine
+from remote_vae_serve.engine.diffusers_engine import DiffusersEngine
 folder, memory, sizes = json.loads(sys.argv[1])
-engine = EagerEngine(VAEConfig(source=folder, device="cpu", num_gpus=0, memory=memory, threads=1), "cpu")
+engine = DiffusersEngine(VAEConfig(source=folder, device="cpu", num_gpus=0, memory=memory, threads=1), "cpu")
 engine.load()
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -95,9 +95,9 @@ def test_where_the_budget_has_no_room_for_it_nothing_is_kept(folder: Path, kept:
 
 def test_a_process_that_was_not_started_so_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
-    kept = KeptMemory()
+    kept = MallocCache()
     assert not kept.works
     kept.prepare("a", 1, 100)
     kept.give_back()
     monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
-    assert KeptMemory().works
+    assert MallocCache().works

@@ -17,10 +17,10 @@ from PIL import Image
 
 from failing_server import Z, cut, decode, echo, in_turn, saying, skip_sleeps
 from remote_vae import AsyncRemoteVAE, errors, remote_encode
-from remote_vae.calls import DecodeCall
-from remote_vae.encode_calls import EncodeCall
+from remote_vae.calls.decode_call import DecodeCall
+from remote_vae.calls.encode_call import EncodeCall
 from remote_vae.errors import BadRequest, TimedOut
-from remote_vae.wire import Result
+from remote_vae.protocol.wire import Result
 from samples import latents
 from scripted_server import Exchange, ScriptedServer
 
@@ -216,7 +216,7 @@ def test_a_line_too_slow_for_the_deadline_is_a_time_out_and_is_not_tried_again(s
 
 
 def test_the_loop_runs_on_while_a_client_waits_to_try_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("remote_vae.patience.FIRST_PAUSE_S", 0.15)
+    monkeypatch.setattr("remote_vae.transports.retry.FIRST_PAUSE_S", 0.15)
     ticks = []
 
     async def tick() -> None:

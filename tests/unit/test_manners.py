@@ -19,8 +19,8 @@ from diffusers import AutoencoderKL
 from house import DOORS, PATIENCE_S, House, fields, filled, gated, hang_up, house, post, send, temporary, until
 from in_process import diffusers_engine, fake_engine
 from raw_http import connect, speak
-from remote_vae.decoding import Output
-from remote_vae_serve import replies
+from remote_vae.protocol.decode_request import Output
+from remote_vae_serve.http import responses
 from samples import KL, latents
 
 __all__ = ["temporary"]  # a fixture
@@ -89,8 +89,8 @@ class Slices:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.made = 0
-        self._pieces = replies._pieces
-        monkeypatch.setattr(replies, "_pieces", self._counted)
+        self._pieces = responses._pieces
+        monkeypatch.setattr(responses, "_pieces", self._counted)
 
     async def _counted(self, body: memoryview, has_connection: bool) -> AsyncIterator[bytes | memoryview]:
         async for one in self._pieces(body, has_connection):
@@ -108,7 +108,7 @@ def test_who_hangs_up_in_the_middle_of_a_large_reply_gets_no_more_of_it_made(
         assert connection.recv(2**16).startswith(b"HTTP/1.1 200 ")
         hang_up(connection)
         there.assert_tidy()
-        assert 0 < slices.made < LARGE_REPLY // replies.SLICE
+        assert 0 < slices.made < LARGE_REPLY // responses.SLICE
         assert read_all(send(there, post(LARGE, Output.PT, path=there.path))) == (200, LARGE_REPLY)
 
 
@@ -125,8 +125,8 @@ def test_a_reader_that_stalls_stalls_the_reply_and_nobody_else(
         time.sleep(0.5)
         made, buffered = slices.made, tracemalloc.get_traced_memory()[0]  # the reply itself is torch's, and not traced
         tracemalloc.stop()
-        assert made < LARGE_REPLY // replies.SLICE // 2
-        assert buffered < 8 * replies.SLICE
+        assert made < LARGE_REPLY // responses.SLICE // 2
+        assert buffered < 8 * responses.SLICE
         assert there.serve().status == 200
         time.sleep(0.2)
         assert slices.made == made

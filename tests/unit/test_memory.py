@@ -16,18 +16,18 @@ import torch
 from diffusers import AutoencoderKL
 
 from one_model import OneModel, pixels_of
-from remote_vae.decoding import DecodeRequest, Output
-from remote_vae.encoding import EncodeRequest, SampleMode
 from remote_vae.errors import BadRequest, Unavailable
-from remote_vae.tensors import from_array, to_torch
-from remote_vae_serve.budget import GIB
-from remote_vae_serve.tiling import ONE_BY_ONE, WHOLE, Plan, view
+from remote_vae.protocol.decode_request import DecodeRequest, Output
+from remote_vae.protocol.encode_request import EncodeRequest, SampleMode
+from remote_vae.protocol.tensors import from_array, to_torch
+from remote_vae_serve.engine.memory.budget import GIB
+from remote_vae_serve.engine.tiling import ONE_BY_ONE, UNTILED, TilingPlan, view
 from samples import KL, latents, save_tiny_vae, tiny_vae
 from served import served
 
 NARROW = (16, 32, 64, 64)
 SMALL, LARGE = (1, 4, 12, 12), (1, 4, 40, 36)
-TILED = Plan(256)
+TILED = TilingPlan(256)
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +52,7 @@ def model(folder: Path) -> Iterator[OneModel]:
 
 def between(model: OneModel, shape: tuple[int, ...]) -> int:
     """A number of bytes that a decode in tiles fits into, and a whole one does not."""
-    whole, tiled = (model.engine.forecast(torch.float32).decode(shape, plan) for plan in (WHOLE, TILED))
+    whole, tiled = (model.engine.forecast(torch.float32).decode(shape, plan) for plan in (UNTILED, TILED))
     assert tiled < whole
     return tiled + (whole - tiled) // 8
 
@@ -62,19 +62,19 @@ def test_1024_pixels_are_decoded_in_tiles_within_a_budget_that_the_whole_exceeds
     AutoencoderKL(**KL | {"block_out_channels": NARROW, "norm_num_groups": 8}).save_pretrained(tmp_path)
     model = OneModel(tmp_path, threads=2)
     told = model.engine.forecast(torch.float32)
-    model.set_free(told.decode(shape, Plan(512)) + 2**20)
-    assert told.decode(shape, WHOLE) > model.engine.free
+    model.set_free(told.decode(shape, TilingPlan(512)) + 2**20)
+    assert told.decode(shape, UNTILED) > model.engine.free
     answer = model.post(latents(*shape))
     model.close()
     assert (answer.status_code, answer.headers["x-vae-tiling"]) == (200, "512")
     pixels = pixels_of(answer)
     assert (pixels.shape, bool(pixels.isfinite().all())) == ((1, 3, 1024, 1024), True)
-    assert told.decode(shape, Plan(512)) * 0.9 < model.live.peak <= model.engine.free
+    assert told.decode(shape, TilingPlan(512)) * 0.9 < model.live.peak <= model.engine.free
     assert model.events == {"tiled": 1}
 
 
 def test_a_decode_that_fits_is_whole_and_says_nothing_of_tiles(model: OneModel) -> None:
-    model.set_free(model.engine.forecast(torch.float32).decode(LARGE, WHOLE))
+    model.set_free(model.engine.forecast(torch.float32).decode(LARGE, UNTILED))
     answer = model.post(latents(*LARGE))
     assert (answer.status_code, "x-vae-tiling" in answer.headers, model.events) == (200, False, {})
     with torch.inference_mode():
@@ -120,7 +120,7 @@ def test_what_never_fits_is_refused_with_what_it_takes_and_what_there_is(model: 
     answer = model.post(latents(*LARGE))
     assert (answer.status_code, answer.json()["parameter"]) == (400, "shape")
     told = model.engine.forecast(torch.float32)
-    for number in (told.decode(LARGE, WHOLE), told.decode(LARGE, TILED), model.engine.free):
+    for number in (told.decode(LARGE, UNTILED), told.decode(LARGE, TILED), model.engine.free):
         assert f"{number / GIB:.2f} GiB" in answer.json()["error"]
     assert "[1, 4, 40, 36]" in answer.json()["error"]
     small = model.post(latents(1, 4, 24, 24))  # of one tile
@@ -132,7 +132,7 @@ def test_a_batch_that_does_not_fit_at_once_is_decoded_one_by_one_and_nothing_is_
     shape = (6, 4, 40, 36)
     told = model.engine.forecast(torch.float32)
     model.set_free(told.decode(shape, ONE_BY_ONE))
-    assert model.engine.free < told.decode(shape, WHOLE) / 2
+    assert model.engine.free < told.decode(shape, UNTILED) / 2
     answer = model.post(latents(*shape))
     assert (answer.status_code, "x-vae-tiling" in answer.headers, model.events) == (200, False, {})
     vae = tiny_vae("sd")
@@ -200,7 +200,7 @@ def out_of_memory(
 
 @pytest.mark.parametrize("fail", ERRORS)
 def test_out_of_memory_is_decoded_again_in_tiles_and_learned_from(model: OneModel, fail: Callable[[], None]) -> None:
-    told = model.engine.forecast(torch.float32).decode(LARGE, WHOLE)
+    told = model.engine.forecast(torch.float32).decode(LARGE, UNTILED)
     hook = out_of_memory(model, lambda z: z.shape[-2] <= 32, fail)
     answer = model.post(latents(*LARGE))
     assert (answer.status_code, answer.headers["x-vae-tiling"]) == (200, "256")
@@ -208,13 +208,13 @@ def test_out_of_memory_is_decoded_again_in_tiles_and_learned_from(model: OneMode
         tiled = view(tiny_vae("sd"), TILED, model.engine.space.family.tile, 8)
         assert torch.equal(pixels_of(answer), tiled.decode(latents(*LARGE)).sample)
     assert (model.events["out_of_memory"], model.events["tiled"]) == (1, 1)
-    assert model.engine.forecast(torch.float32).decode(LARGE, WHOLE) > told
+    assert model.engine.forecast(torch.float32).decode(LARGE, UNTILED) > told
     hook.remove()
     assert "x-vae-tiling" not in model.post(latents(*LARGE)).headers
 
 
 def test_a_prediction_that_was_too_low_is_corrected_until_tiles_are_chosen_at_once(model: OneModel) -> None:
-    model.set_free(int(1.05 * model.engine.forecast(torch.float32).decode(LARGE, WHOLE)))
+    model.set_free(int(1.05 * model.engine.forecast(torch.float32).decode(LARGE, UNTILED)))
     out_of_memory(model, lambda z: z.shape[-2] <= 32)
     assert [model.post(latents(*LARGE)).headers["x-vae-tiling"] for _ in range(3)] == ["256"] * 3
     assert model.events["out_of_memory"] == 1
@@ -305,33 +305,33 @@ def test_an_encode_out_of_memory_is_a_503_and_the_replica_lives_on(model: OneMod
     with pytest.raises(Unavailable, match="Out of memory"):
         model.engine.encode(latents(1, 3, 32, 32))
     hook.remove()
-    assert model.engine.encode(latents(1, 3, 32, 32)).shape == (1, 4, 4, 4)
+    assert model.engine.encode(latents(1, 3, 32, 32)).latents.shape == (1, 4, 4, 4)
 
 
 def test_a_group_is_no_larger_than_what_fits(model: OneModel, folder: Path) -> None:
     model = OneModel(folder, batching="auto")
     told = model.engine.forecast(torch.float32)
     for batch in (1, 3, 5):
-        model.set_free(told.decode((batch, *SMALL[1:]), WHOLE))
-        assert model.engine.group_limit(SMALL, WHOLE) == batch
+        model.set_free(told.decode((batch, *SMALL[1:]), UNTILED))
+        assert model.engine.batch_limit(SMALL, UNTILED) == batch
     model.set_free(GIB)
-    assert model.engine.group_limit(SMALL, WHOLE) == 8
+    assert model.engine.batch_limit(SMALL, UNTILED) == 8
     model.close()
 
 
 def test_tiles_and_whole_decodes_at_once_do_not_meet(model: OneModel) -> None:
     vae = model.engine._model(torch.float32)
     z = latents(*LARGE)
-    expected = {plan: model.engine.decode(z, plan).pixels for plan in (WHOLE, TILED)}
-    assert not torch.equal(expected[WHOLE], expected[TILED])
-    wrong: list[Plan] = []
+    expected = {plan: model.engine.decode(z, plan).pixels for plan in (UNTILED, TILED)}
+    assert not torch.equal(expected[UNTILED], expected[TILED])
+    wrong: list[TilingPlan] = []
 
-    def again(plan: Plan) -> None:
+    def again(plan: TilingPlan) -> None:
         for _ in range(4):
             if not torch.equal(model.engine.decode(z, plan).pixels, expected[plan]) or vae.use_tiling:
                 wrong.append(plan)
 
-    threads = [threading.Thread(target=again, args=(plan,)) for plan in (WHOLE, TILED, WHOLE)]
+    threads = [threading.Thread(target=again, args=(plan,)) for plan in (UNTILED, TILED, UNTILED)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -13,9 +13,9 @@ from starlette.testclient import TestClient
 
 from in_process import InProcess
 from remote_vae.errors import SENT, RemoteVAEError
-from remote_vae.parameters import Parameter
-from remote_vae.protocol import read_request
-from remote_vae_serve.http import create_app
+from remote_vae.protocol.parameters import Parameter
+from remote_vae.protocol.request import read_request
+from remote_vae_serve.http.app import create_app
 from wire_answers import Decodes, Encodes, Refused
 from wire_cases import CASES, WireCase
 

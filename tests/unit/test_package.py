@@ -17,11 +17,11 @@ from pathlib import Path
 here = Path(remote_vae_serve.__file__)
 assert here.is_relative_to({site!r}), here
 import asyncio, torch
-from remote_vae.calls import DecodeCall
+from remote_vae.calls.decode_call import DecodeCall
 from remote_vae_serve.config import VAEConfig
-from remote_vae_serve.eager import EagerEngine
-from remote_vae_serve.pipeline import Pipeline
-engine = EagerEngine(VAEConfig(source="demo"), "cpu")
+from remote_vae_serve.engine.diffusers_engine import DiffusersEngine
+from remote_vae_serve.replica.pipeline import Pipeline
+engine = DiffusersEngine(VAEConfig(source="demo"), "cpu")
 engine.load()
 call = DecodeCall(torch.randn(1, 16, 8, 8))
 image = call.answer([asyncio.run(Pipeline(engine, "demo").decode(request)) for request in call.requests()])

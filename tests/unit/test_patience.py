@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from remote_vae import errors
-from remote_vae.decoding import DecodeRequest
 from remote_vae.errors import BadRequest, ConnectionFailed, ModelFailed, Overloaded, RemoteVAEError, TimedOut
-from remote_vae.patience import FIRST_PAUSE_S, LONGEST_PAUSE_S, LONGEST_WAIT_S, Patience, Tries
-from remote_vae.protocol import Request
-from remote_vae.tensors import from_array
-from remote_vae.transports import Transport
-from remote_vae.wire import Result
+from remote_vae.protocol.decode_request import DecodeRequest
+from remote_vae.protocol.request import Request
+from remote_vae.protocol.tensors import from_array
+from remote_vae.protocol.wire import Result
+from remote_vae.transports.retry import FIRST_PAUSE_S, LONGEST_PAUSE_S, LONGEST_WAIT_S, RetryPolicy, RetryState
+from remote_vae.transports.transport import Transport
 
 REQUEST = DecodeRequest(from_array(np.zeros((1, 4, 2, 2), np.float32)))
 RESULT = Result("image/png", np.zeros(3, np.uint8))
@@ -59,7 +59,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
 class Scripted(Transport):
     """Fails as told, one error a try, then answers; each try takes `takes_s`."""
 
-    def __init__(self, clock: Clock, patience: Patience, *fails: RemoteVAEError, takes_s: float = 0.0) -> None:
+    def __init__(self, clock: Clock, patience: RetryPolicy, *fails: RemoteVAEError, takes_s: float = 0.0) -> None:
         self.patience = patience
         self.granted: list[float | None] = []
         self._clock, self._fails, self._takes_s = clock, list(fails), takes_s
@@ -81,7 +81,7 @@ class Scripted(Transport):
         return {}
 
 
-def pauses(tries: Tries, clock: Clock, *failures: RemoteVAEError) -> list[float]:
+def pauses(tries: RetryState, clock: Clock, *failures: RemoteVAEError) -> list[float]:
     """The pause after each of them, slept."""
     made = []
     for failure in failures:
@@ -91,12 +91,12 @@ def pauses(tries: Tries, clock: Clock, *failures: RemoteVAEError) -> list[float]
 
 
 def test_each_pause_is_twice_as_long_as_the_last(clock: Clock) -> None:
-    tries = Tries(Patience(retries=6))
+    tries = RetryState(RetryPolicy(retries=6))
     assert pauses(tries, clock, *[Overloaded("Full.")] * 6) == [FIRST_PAUSE_S * 2**n for n in range(6)]
 
 
 def test_a_pause_stops_growing(clock: Clock) -> None:
-    made = pauses(Tries(Patience(retries=5000)), clock, *[Overloaded("Full.")] * 2000)
+    made = pauses(RetryState(RetryPolicy(retries=5000)), clock, *[Overloaded("Full.")] * 2000)
     assert max(made) == made[-1] == LONGEST_PAUSE_S
     assert made == sorted(made)
 
@@ -110,7 +110,7 @@ def test_there_is_chance_in_a_pause_and_never_less_than_was_asked_for(monkeypatc
         return high
 
     monkeypatch.setattr(random, "uniform", uniform)
-    pause = Tries(Patience()).pause_after(Overloaded("Full.", retry_after=8))
+    pause = RetryState(RetryPolicy()).pause_after(Overloaded("Full.", retry_after=8))
     ((low, high),) = bounds
     assert low >= 1 < high
     assert pause == 8 * high
@@ -120,13 +120,13 @@ def test_there_is_chance_in_a_pause_and_never_less_than_was_asked_for(monkeypatc
     ("retry_after", "pause"), [(None, FIRST_PAUSE_S), (0, FIRST_PAUSE_S), (0.1, FIRST_PAUSE_S), (7, 7), (30.5, 30.5)]
 )
 def test_retry_after_lengthens_a_pause_and_shortens_none(retry_after: float | None, pause: float) -> None:
-    assert Tries(Patience()).pause_after(Overloaded("Full.", retry_after=retry_after)) == pause
+    assert RetryState(RetryPolicy()).pause_after(Overloaded("Full.", retry_after=retry_after)) == pause
 
 
 def test_a_server_that_asks_for_an_hour_is_not_waited_for() -> None:
     error = Overloaded("Full.", retry_after=3600)
     with pytest.raises(Overloaded) as caught:
-        Tries(Patience()).pause_after(error)
+        RetryState(RetryPolicy()).pause_after(error)
     assert caught.value is error
 
 
@@ -135,12 +135,12 @@ def test_a_server_that_asks_for_an_hour_is_not_waited_for() -> None:
 def test_a_retry_after_that_nobody_can_sleep_is_none(status: int, header: str) -> None:
     error = errors.parse(status, {"retry-after": header}, b"")
     assert error.retry_after is None
-    assert Tries(Patience()).pause_after(error) == FIRST_PAUSE_S
+    assert RetryState(RetryPolicy()).pause_after(error) == FIRST_PAUSE_S
 
 
 @pytest.mark.parametrize("kind", MENDABLE)
 def test_what_time_may_mend_is_tried_again(clock: Clock, kind: type[RemoteVAEError]) -> None:
-    transport = Scripted(clock, Patience(retries=2), kind("No."), kind("Still no."))
+    transport = Scripted(clock, RetryPolicy(retries=2), kind("No."), kind("Still no."))
     assert transport.send_one(REQUEST) is RESULT
     assert len(transport.granted) == 3
     assert clock.slept == [FIRST_PAUSE_S, 2 * FIRST_PAUSE_S]
@@ -149,7 +149,7 @@ def test_what_time_may_mend_is_tried_again(clock: Clock, kind: type[RemoteVAEErr
 @pytest.mark.parametrize("kind", FINAL)
 def test_what_time_does_not_mend_is_raised_at_once(clock: Clock, kind: type[RemoteVAEError]) -> None:
     error = kind("No.", retry_after=1)
-    transport = Scripted(clock, Patience(retries=5), error)
+    transport = Scripted(clock, RetryPolicy(retries=5), error)
     with pytest.raises(kind) as caught:
         transport.send_one(REQUEST)
     assert caught.value is error
@@ -158,13 +158,13 @@ def test_what_time_does_not_mend_is_raised_at_once(clock: Clock, kind: type[Remo
 
 def test_a_failed_model_is_unavailable_and_yet_not_tried_again() -> None:
     with pytest.raises(ModelFailed):
-        Tries(Patience()).pause_after(ModelFailed("The weights are gone.", retry_after=30))
+        RetryState(RetryPolicy()).pause_after(ModelFailed("The weights are gone.", retry_after=30))
 
 
 @pytest.mark.parametrize("retries", [0, 1, 4])
 def test_retries_are_tries_besides_the_first_and_the_last_error_is_the_one_raised(clock: Clock, retries: int) -> None:
     failures = [Overloaded(f"Full for the {number}th time.") for number in range(10)]
-    transport = Scripted(clock, Patience(retries=retries), *failures)
+    transport = Scripted(clock, RetryPolicy(retries=retries), *failures)
     with pytest.raises(Overloaded, match=f"{retries}th"):
         transport.send_one(REQUEST)
     assert len(transport.granted) == retries + 1
@@ -173,17 +173,17 @@ def test_retries_are_tries_besides_the_first_and_the_last_error_is_the_one_raise
 def test_async_waits_as_long_as_blocking_does(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(asyncio, "sleep", clock.sleep_async)
     failures = [Overloaded("Full.", retry_after=3), ConnectionFailed("Nobody.")]
-    blocking = Scripted(clock, Patience(deadline=60), *failures, takes_s=0.25)
+    blocking = Scripted(clock, RetryPolicy(deadline=60), *failures, takes_s=0.25)
     assert blocking.send_one(REQUEST) is RESULT
     slept, clock.slept = clock.slept, []
-    patient = Scripted(clock, Patience(deadline=60), *failures, takes_s=0.25)
+    patient = Scripted(clock, RetryPolicy(deadline=60), *failures, takes_s=0.25)
     assert asyncio.run(patient.send_one_async(REQUEST)) is RESULT
     assert clock.slept == slept == [3, 2 * FIRST_PAUSE_S]
     assert patient.granted == blocking.granted
 
 
 def test_each_try_is_granted_what_the_last_ones_and_the_pauses_left_over(clock: Clock) -> None:
-    transport = Scripted(clock, Patience(timeout=None, deadline=10), *[Overloaded("Full.")] * 2, takes_s=1.5)
+    transport = Scripted(clock, RetryPolicy(timeout=None, deadline=10), *[Overloaded("Full.")] * 2, takes_s=1.5)
     transport.send_one(REQUEST)
     assert transport.granted == [10, 10 - 1.5 - 0.5, 10 - 2 * 1.5 - 0.5 - 1.0]
 
@@ -196,13 +196,13 @@ def test_each_try_is_granted_what_the_last_ones_and_the_pauses_left_over(clock: 
 def test_a_try_is_granted_the_shorter_of_time_out_and_deadline(
     clock: Clock, timeout: Any, deadline: float | None, granted: float | None
 ) -> None:
-    transport = Scripted(clock, Patience(timeout, deadline))
+    transport = Scripted(clock, RetryPolicy(timeout, deadline))
     transport.send_one(REQUEST)
     assert transport.granted == [granted]
 
 
 def test_a_pause_that_would_end_after_the_deadline_is_not_begun(clock: Clock) -> None:
-    transport = Scripted(clock, Patience(deadline=5), Overloaded("Full.", retry_after=5))
+    transport = Scripted(clock, RetryPolicy(deadline=5), Overloaded("Full.", retry_after=5))
     with pytest.raises(Overloaded):
         transport.send_one(REQUEST)
     assert clock.slept == []
@@ -210,7 +210,7 @@ def test_a_pause_that_would_end_after_the_deadline_is_not_begun(clock: Clock) ->
 
 def test_no_call_takes_longer_than_its_deadline(clock: Clock) -> None:
     begun = clock.now
-    transport = Scripted(clock, Patience(deadline=5, retries=100), *[Overloaded("Full.")] * 100, takes_s=0.1)
+    transport = Scripted(clock, RetryPolicy(deadline=5, retries=100), *[Overloaded("Full.")] * 100, takes_s=0.1)
     with pytest.raises(Overloaded):
         transport.send_one(REQUEST)
     assert clock.now - begun <= 5
@@ -218,7 +218,7 @@ def test_no_call_takes_longer_than_its_deadline(clock: Clock) -> None:
 
 
 def test_a_try_whose_turn_comes_after_the_deadline_is_not_made(clock: Clock) -> None:
-    tries = Tries(Patience(deadline=2))
+    tries = RetryState(RetryPolicy(deadline=2))
     clock.now += 2
     with pytest.raises(TimedOut, match=r"deadline of 2 s"):
         tries.left_s(300)
@@ -227,14 +227,14 @@ def test_a_try_whose_turn_comes_after_the_deadline_is_not_made(clock: Clock) -> 
 def test_the_deadline_is_one_for_all_requests_of_a_call(clock: Clock) -> None:
     """A batch of pictures is a request each: the last of them has what the first left over."""
     for send in (Scripted.send, lambda transport, batch: asyncio.run(transport.send_async(batch))):
-        transport = Scripted(clock, Patience(timeout=None, deadline=10), takes_s=1)
+        transport = Scripted(clock, RetryPolicy(timeout=None, deadline=10), takes_s=1)
         send(transport, [REQUEST] * 8)
         assert sorted(map(float, transport.granted)) == list(range(3, 11))
 
 
 def test_a_call_whose_requests_outlast_its_deadline_times_out(clock: Clock) -> None:
     for send in (Scripted.send, lambda transport, batch: asyncio.run(transport.send_async(batch))):
-        transport = Scripted(clock, Patience(timeout=None, deadline=10), takes_s=3)
+        transport = Scripted(clock, RetryPolicy(timeout=None, deadline=10), takes_s=3)
         with pytest.raises(TimedOut):
             send(transport, [REQUEST] * 8)
         assert len(transport.granted) == 4
@@ -246,38 +246,38 @@ def test_a_call_whose_requests_outlast_its_deadline_times_out(clock: Clock) -> N
 @pytest.mark.parametrize("name", ["timeout", "deadline"])
 def test_a_wait_that_is_none_is_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(BadRequest, match=f"{name} is") as caught:
-        Patience(**{name: value})
+        RetryPolicy(**{name: value})
     assert caught.value.parameter == name
 
 
 @pytest.mark.parametrize("timeout", [(), (1,), (1, 2, 3), (1, 0), (float("inf"), 1), (None, "x")], ids=repr)
 def test_a_time_out_of_several_is_a_pair(timeout: Any) -> None:
     with pytest.raises(BadRequest, match="pair"):
-        Patience(timeout)
+        RetryPolicy(timeout)
 
 
 def test_the_argument_at_fault_is_named_where_the_other_has_the_same_value() -> None:
     with pytest.raises(BadRequest, match="deadline is"):
-        Patience(timeout=None, deadline=0)
+        RetryPolicy(timeout=None, deadline=0)
     with pytest.raises(BadRequest, match="timeout is"):
-        Patience(timeout=0, deadline=None)
+        RetryPolicy(timeout=0, deadline=None)
 
 
 @pytest.mark.parametrize("retries", [-1, 1.0, "3", None, True])
 def test_retries_that_are_no_count_are_refused(retries: Any) -> None:
     with pytest.raises(BadRequest, match="retries is") as caught:
-        Patience(retries=retries)
+        RetryPolicy(retries=retries)
     assert caught.value.parameter == "retries"
 
 
 def test_patience_does_not_change() -> None:
     with pytest.raises(FrozenInstanceError):
-        Patience().retries = 5  # type: ignore[misc]
+        RetryPolicy().retries = 5  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
     ("timeout", "pair"), [(5, (5, 5)), ((1, 2), (1, 2)), (None, (None, None)), ((None, 2), (None, 2))]
 )
 def test_a_time_out_is_for_both_or_for_each(timeout: Any, pair: Any) -> None:
-    assert Patience(timeout).connect_and_answer == pair
-    assert Patience(timeout).answer_s == pair[1]
+    assert RetryPolicy(timeout).connect_and_answer == pair
+    assert RetryPolicy(timeout).answer_s == pair[1]

@@ -29,13 +29,13 @@ from hostile_pictures import (
     text_bomb,
     webp_claiming,
 )
-from remote_vae.encoding import EncodeRequest
 from remote_vae.errors import BadRequest
-from remote_vae.tensors import from_array
-from remote_vae_serve import pictures
-from remote_vae_serve.autoencoders import latent_space_of
-from remote_vae_serve.families import LatentSpace
-from remote_vae_serve.pictures import MAX_PIXELS, open_picture, prepare
+from remote_vae.protocol.encode_request import EncodeRequest
+from remote_vae.protocol.tensors import from_array
+from remote_vae_serve.families.family import LatentSpace
+from remote_vae_serve.families.table import latent_space_of
+from remote_vae_serve.processing import preprocess
+from remote_vae_serve.processing.preprocess import MAX_PIXELS, open_picture, prepare
 from samples import CONFIGS, HUNYUAN, KL
 
 IMAGES = latent_space_of("AutoencoderKL", {**KL, **CONFIGS["sd"]})
@@ -104,7 +104,7 @@ def test_a_bomb_is_refused_before_it_goes_off() -> None:
 
 def test_the_limit_is_one_of_pixels_and_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert MAX_PIXELS == 8192 * 8192
-    monkeypatch.setattr(pictures, "MAX_PIXELS", 64 * 48)
+    monkeypatch.setattr(preprocess, "MAX_PIXELS", 64 * 48)
     assert opened(PNG).size == (64, 48)
     with pytest.raises(BadRequest, match=r"65 x 48 pixels; at most 3072"):
         opened(file_of(noise(65, 48)))

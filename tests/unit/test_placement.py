@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from remote_vae_serve.placement import Shortage, shortages
+from remote_vae_serve.ingress.resource_shortages import Shortage, shortages
 
 
 def application(gpus: float, *placed: bool) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from remote_vae_serve.png import to_png
+from remote_vae_serve.codecs.png import to_png
 
 SIZES = [(1, 1), (1, 7), (7, 1), (8, 8), (31, 33), (64, 96), (720, 3)]
 

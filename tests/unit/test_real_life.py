@@ -18,9 +18,10 @@ import pytest
 import torch
 
 from failing_server import Answer, Z, cut, decode, echo, hang_up, in_turn, no_http, raising, saying, skip_sleeps
-from remote_vae import AsyncRemoteVAE, RemoteVAE, errors, remote_decode, remote_encode, transports
+from remote_vae import AsyncRemoteVAE, RemoteVAE, errors, remote_decode, remote_encode
 from remote_vae.errors import BadRequest, ConnectionFailed, DeadlineExceeded, RemoteVAEError, Unavailable
-from remote_vae.wire import Result
+from remote_vae.protocol.wire import Result
+from remote_vae.transports import transport
 from scripted_server import Exchange, ScriptedServer, _Server
 
 
@@ -75,7 +76,7 @@ def test_a_server_that_comes_up_while_one_waits_is_found(monkeypatch: pytest.Mon
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         servers.append(server)
 
-    monkeypatch.setattr(transports, "time", SimpleNamespace(monotonic=time.monotonic, sleep=start_it))
+    monkeypatch.setattr(transport, "time", SimpleNamespace(monotonic=time.monotonic, sleep=start_it))
     assert torch.equal(decode(f"http://127.0.0.1:{port}/model"), Z)
     (server,) = servers
     server.shutdown()

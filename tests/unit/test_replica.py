@@ -11,11 +11,11 @@ from unittest.mock import Mock
 import pytest
 
 from remote_vae.errors import ModelFailed
-from remote_vae.hints import PATCH_ORDER
-from remote_vae.wire import PROTOCOL
-from remote_vae_serve import replica
+from remote_vae.protocol.hints import PATCH_ORDER
+from remote_vae.protocol.wire import PROTOCOL
 from remote_vae_serve.config import VAEConfig
-from remote_vae_serve.replica import VAE, describe_arguments, resolve_device
+from remote_vae_serve.replica import replica
+from remote_vae_serve.replica.replica import VAE, describe_arguments, resolve_device
 from samples import save_tiny_vae
 
 NO_GPU_ASSIGNED = "Ray assigned this replica no GPU.*ray_actor_options"

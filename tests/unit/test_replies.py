@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from starlette.responses import Response, StreamingResponse
 
-from remote_vae_serve.replies import PAUSE_S, SLICE, STREAMED, reply
+from remote_vae_serve.http.responses import PAUSE_S, SLICE, STREAMED, reply
 
 Sent = list[bytes | memoryview]
 

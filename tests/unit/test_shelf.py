@@ -17,13 +17,16 @@ from diffusers.image_processor import VaeImageProcessor
 
 from house import until
 from one_model import OneModel
-from remote_vae.decoding import DecodeRequest, Output
 from remote_vae.errors import Unavailable
-from remote_vae.tensors import from_array
-from remote_vae_serve import codecs, shelf
-from remote_vae_serve.forecast import LiveBytes
-from remote_vae_serve.shelf import Shelf
-from remote_vae_serve.tiling import WHOLE
+from remote_vae.protocol.decode_request import DecodeRequest, Output
+from remote_vae.protocol.tensors import from_array
+from remote_vae_serve.codecs import codecs
+from remote_vae_serve.engine.memory import pending_results
+from remote_vae_serve.engine.memory.estimate import LiveBytes
+from remote_vae_serve.engine.memory.pending_results import PendingResults
+from remote_vae_serve.engine.tiling import UNTILED
+from remote_vae_serve.processing import postprocess
+from remote_vae_serve.processing.postprocess import to_output
 from samples import latents, save_tiny_vae
 
 WAIT_S = 10.0
@@ -37,13 +40,13 @@ LARGE_PIXELS = 3 * 320 * 288 * 4
 def test_what_leaves_piece_by_piece_is_what_the_pipelines_image_processor_makes_of_it(
     monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], dtype: torch.dtype, piece: int
 ) -> None:
-    monkeypatch.setattr(codecs, "PIECE", piece)
+    monkeypatch.setattr(postprocess, "PIECE", piece)
     pixels = latents(*shape).to(dtype)
     before = pixels.clone()
     frames = pixels[0].transpose(0, 1) if pixels.ndim == 5 else pixels
     theirs = np.stack([np.asarray(one) for one in VaeImageProcessor().postprocess(frames, output_type="pil")])
-    np.testing.assert_array_equal(codecs.leave(pixels, Output.UINT8).numpy(), theirs)
-    unit = codecs.leave(pixels, Output.UNIT)
+    np.testing.assert_array_equal(to_output(pixels, Output.UINT8).numpy(), theirs)
+    unit = to_output(pixels, Output.UNIT)
     assert torch.equal(unit, VaeImageProcessor().postprocess(frames, output_type="pt"))
     assert unit.is_contiguous()
     assert torch.equal(pixels, before)
@@ -52,16 +55,16 @@ def test_what_leaves_piece_by_piece_is_what_the_pipelines_image_processor_makes_
 def test_bytes_are_made_in_a_piece_of_memory_and_floats_in_one_copy() -> None:
     pixels = latents(1, 3, 8, 1024, 768)
     with LiveBytes() as live:
-        codecs.leave(pixels, Output.UINT8)
+        to_output(pixels, Output.UINT8)
     frame = 3 * 1024 * 768  # two are more than a piece
     assert live.peak == pixels.nbytes / 4 + 4 * frame
     with LiveBytes() as live:
-        codecs.leave(pixels, Output.UNIT)
+        to_output(pixels, Output.UNIT)
     assert live.peak == pixels.nbytes
 
 
 def test_what_is_on_the_shelf_is_counted_once_and_until_it_is_gone() -> None:
-    there, result = Shelf(), torch.zeros(4, 100)
+    there, result = PendingResults(), torch.zeros(4, 100)
     for part in (result, result[0], result[1:].view(-1)):
         there.put(part)
     assert there.held == 1600
@@ -75,7 +78,7 @@ def test_what_is_on_the_shelf_is_counted_once_and_until_it_is_gone() -> None:
 
 
 def test_who_waits_goes_on_as_soon_as_there_is_room_and_at_once_where_nothing_is_in_the_way() -> None:
-    there, results = Shelf(), [torch.zeros(1000, dtype=torch.uint8) for _ in range(3)]
+    there, results = PendingResults(), [torch.zeros(1000, dtype=torch.uint8) for _ in range(3)]
     there.wait(-5)  # more was learned since it was planned; nobody else is to blame
     for result in results:
         there.put(result)
@@ -92,8 +95,8 @@ def test_who_waits_goes_on_as_soon_as_there_is_room_and_at_once_where_nothing_is
 
 
 def test_who_waits_for_too_long_is_told_to_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shelf, "PATIENCE_S", 0.05)
-    there, result = Shelf(), torch.zeros(3 * 2**20, dtype=torch.uint8)
+    monkeypatch.setattr(pending_results, "PATIENCE_S", 0.05)
+    there, result = PendingResults(), torch.zeros(3 * 2**20, dtype=torch.uint8)
     there.put(result)
     with pytest.raises(Unavailable, match="hold 3 MiB") as caught:
         there.wait(2**20)
@@ -115,7 +118,7 @@ def model(folder: Path) -> Iterator[OneModel]:
 def test_a_decode_waits_for_results_that_it_would_not_fit_beside_and_the_budget_is_kept(
     model: OneModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model.set_free(model.engine.forecast(torch.float32).decode(LARGE, WHOLE) + LARGE_PIXELS // 4 - 1)
+    model.set_free(model.engine.forecast(torch.float32).decode(LARGE, UNTILED) + LARGE_PIXELS // 4 - 1)
     go_on, writing, decoded = threading.Event(), threading.Event(), 0
     write = codecs.write
 
@@ -146,7 +149,7 @@ def test_a_decode_waits_for_results_that_it_would_not_fit_beside_and_the_budget_
 
 
 def test_where_there_is_room_nobody_waits_for_a_writer(model: OneModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    model.set_free(model.engine.forecast(torch.float32).decode(LARGE, WHOLE) + 3 * LARGE_PIXELS)
+    model.set_free(model.engine.forecast(torch.float32).decode(LARGE, UNTILED) + 3 * LARGE_PIXELS)
     go_on = threading.Event()
     write = codecs.write
     monkeypatch.setattr(codecs, "write", lambda *arguments: (go_on.wait(WAIT_S), write(*arguments))[1])
@@ -155,11 +158,11 @@ def test_where_there_is_room_nobody_waits_for_a_writer(model: OneModel, monkeypa
         asked = [DecodeRequest(from_array(latents(*LARGE)), output=Output.JPEG) for _ in range(3)]
         tasks = [asyncio.create_task(model.pipeline.decode(one)) for one in asked]
         began = time.monotonic()
-        while model.pipeline._device.wait_s() or model.pipeline._shelf.held < 3 * LARGE_PIXELS / 4:
+        while model.pipeline._worker.wait_s() or model.pipeline._engine.pending.held < 3 * LARGE_PIXELS / 4:
             assert time.monotonic() < began + WAIT_S / 2
             await asyncio.sleep(0.01)
         go_on.set()
         return len(await asyncio.gather(*tasks))
 
     assert asyncio.run(three()) == 3
-    until(lambda: model.pipeline._shelf.held == 0)  # a writer's thread forgets its work just after it is done
+    until(lambda: model.pipeline._engine.pending.held == 0)  # a writer's thread forgets its work just after it is done

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load, save
 
 from remote_vae.cli.tensor_files import SUFFIXES, UnreadableTensor, parse, render
-from remote_vae.tensors import RawTensor, from_array, to_numpy, to_torch
+from remote_vae.protocol.tensors import RawTensor, from_array, to_numpy, to_torch
 from samples import latents
 
 Z = latents(1, 4, 3, 5)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from remote_vae.errors import BadRequest
-from remote_vae.tensors import ITEM_SIZE, MAX_DIMENSIONS, RawTensor, from_array, is_torch, to_numpy, to_torch
+from remote_vae.protocol.tensors import ITEM_SIZE, MAX_DIMENSIONS, RawTensor, from_array, is_torch, to_numpy, to_torch
 
 TORCH_DTYPES = [torch.float16, torch.float32, torch.bfloat16, torch.uint8]
 

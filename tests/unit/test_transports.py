@@ -19,11 +19,12 @@ import pytest
 import torch
 
 from remote_vae import AsyncRemoteVAE, RemoteVAE, errors, remote_decode
-from remote_vae.decoding import DecodeRequest
 from remote_vae.errors import BadRequest, BrokenReply, ConnectionFailed, RemoteVAEError, TimedOut
-from remote_vae.tensors import to_torch
-from remote_vae.transports import IN_FLIGHT, HttpTransport, Transport
-from remote_vae.wire import Result
+from remote_vae.protocol.decode_request import DecodeRequest
+from remote_vae.protocol.tensors import to_torch
+from remote_vae.protocol.wire import Result
+from remote_vae.transports.http import HttpTransport
+from remote_vae.transports.transport import IN_FLIGHT, Transport
 from scripted_server import Exchange, ScriptedServer
 
 Z = torch.zeros(1, 4, 2, 2)

@@ -19,14 +19,14 @@ from fake_hub import COMMIT, FakeHub, fake_hub
 from local_server import free_port
 from remote_vae.errors import ModelFailed
 from remote_vae_serve.config import VAEConfig
-from remote_vae_serve.weights import DEMO, fetch
+from remote_vae_serve.engine.weights import DEMO, fetch
 from samples import KL, save_tiny_vae, tiny_vae
 
 SCRIPT = """
 import json, sys
 from remote_vae.errors import ModelFailed
 from remote_vae_serve.config import VAEConfig
-from remote_vae_serve.weights import fetch
+from remote_vae_serve.engine.weights import fetch
 try:
     weights = fetch(VAEConfig(**json.loads(sys.argv[1])))
     print(json.dumps({"folder": str(weights.folder), "revision": weights.revision, "class": weights.config()["_class_name"]}))
@@ -39,12 +39,12 @@ import resource, sys
 from pathlib import Path
 from remote_vae.errors import ModelFailed
 from remote_vae_serve.config import VAEConfig
-from remote_vae_serve.eager import EagerEngine
-EagerEngine(VAEConfig(source="demo"), "cpu").load()  # whatever is imported is imported now
+from remote_vae_serve.engine.diffusers_engine import DiffusersEngine
+DiffusersEngine(VAEConfig(source="demo"), "cpu").load()  # whatever is imported is imported now
 pages = int(Path("/proc/self/statm").read_text().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 4 * 2**20,) * 2)
 try:
-    EagerEngine(VAEConfig(source=sys.argv[1]), "cpu").load()
+    DiffusersEngine(VAEConfig(source=sys.argv[1]), "cpu").load()
 except ModelFailed as error:
     print(error.message)
 """

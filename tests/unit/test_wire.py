@@ -14,11 +14,11 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import remote_utils
 
-from remote_vae.decoding import DecodeRequest, Output
 from remote_vae.errors import BadRequest, BrokenReply, ProtocolMismatch, UnknownContentType
-from remote_vae.hints import Hints
-from remote_vae.tensors import RawTensor, from_array, to_torch
-from remote_vae.wire import PROTOCOL, Provenance, Result, Scaling
+from remote_vae.protocol.decode_request import DecodeRequest, Output
+from remote_vae.protocol.hints import Hints
+from remote_vae.protocol.tensors import RawTensor, from_array, to_torch
+from remote_vae.protocol.wire import PROTOCOL, Provenance, Result, Scaling
 from samples import latents
 
 LATENTS = latents(1, 4, 2, 2)

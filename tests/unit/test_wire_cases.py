@@ -21,9 +21,9 @@ from starlette.testclient import TestClient
 
 from in_process import InProcess, diffusers_engine, pipeline_of
 from remote_vae.errors import ModelFailed, ModelStarting, Overloaded, RemoteVAEError
-from remote_vae.protocol import read_request
-from remote_vae_serve.http import create_app
-from remote_vae_serve.openapi import document
+from remote_vae.protocol.request import read_request
+from remote_vae_serve.http.app import create_app
+from remote_vae_serve.http.openapi import document
 from wire_answers import Decodes, Refused, Tells, as_uint8, tensor_of
 from wire_cases import CASES, HOSTS, MAX_BODY, WireCase, Z
 from wire_clients import today

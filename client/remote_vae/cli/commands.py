@@ -21,13 +21,13 @@ from remote_vae.cli.files import STDIO, FileError
 from remote_vae.cli.outputs import Outputs
 from remote_vae.cli.runs import Made, Run
 from remote_vae.cli.tensor_files import UnreadableTensor
-from remote_vae.decoding import DecodeRequest, Output
-from remote_vae.encoding import EncodeRequest, SampleMode
 from remote_vae.errors import BadRequest, BrokenReply, RemoteVAEError, UnknownModel, UnknownRoute
-from remote_vae.hints import ENCODE_PARAMETERS, Hints
-from remote_vae.tensors import LATENT_DTYPES, RawTensor, to_numpy
-from remote_vae.transports import IN_FLIGHT
-from remote_vae.wire import Scaling
+from remote_vae.protocol.decode_request import DecodeRequest, Output
+from remote_vae.protocol.encode_request import EncodeRequest, SampleMode
+from remote_vae.protocol.hints import ENCODE_PARAMETERS, Hints
+from remote_vae.protocol.tensors import LATENT_DTYPES, RawTensor, to_numpy
+from remote_vae.protocol.wire import Scaling
+from remote_vae.transports.transport import IN_FLIGHT
 
 TENSORS = tuple(suffix[1:] for suffix in tensor_files.SUFFIXES)
 PICTURES = ("png", "jpg")

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from remote_vae.cli import tensor_files
 from remote_vae.cli.tensor_files import UnreadableTensor
-from remote_vae.tensors import RawTensor
+from remote_vae.protocol.tensors import RawTensor
 
 STDIO = Path("-")
 TENSORS = (*tensor_files.SUFFIXES, ".sft", ".pth", ".latent")  # .latent: ComfyUI's, which are safetensors

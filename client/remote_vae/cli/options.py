@@ -13,11 +13,12 @@ import click
 from remote_vae.cli import files
 from remote_vae.cli.files import FileError
 from remote_vae.errors import BadRequest
-from remote_vae.hints import PARAMETERS, Hints
-from remote_vae.parameters import Parameter, collect
-from remote_vae.patience import DEFAULT_TIMEOUT, RETRIES, Patience
-from remote_vae.transports import IN_FLIGHT, HttpTransport
-from remote_vae.wire import Scaling
+from remote_vae.protocol.hints import PARAMETERS, Hints
+from remote_vae.protocol.parameters import Parameter, collect
+from remote_vae.protocol.wire import Scaling
+from remote_vae.transports.http import HttpTransport
+from remote_vae.transports.retry import DEFAULT_TIMEOUT, RETRIES, RetryPolicy
+from remote_vae.transports.transport import IN_FLIGHT
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator = Callable[[Command], Command]
@@ -47,7 +48,7 @@ def connection(retries: int = RETRIES) -> Decorator[Any]:
         click.option("--timeout", type=_POSITIVE, help="Seconds for one try.  [default: 10 to connect, 300 to answer]"),
         click.option("--deadline", type=_POSITIVE, help="Seconds for all tries of one request.  [default: none]"),
         click.option("--retries", type=click.IntRange(min=0), default=retries, show_default=True,
-                     help="Tries after the first, where the server is busy or away."),
+                     help="RetryState after the first, where the server is busy or away."),
         click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output, errors included."),
     )  # fmt: skip
 
@@ -137,5 +138,5 @@ def transport(
     endpoint: str, connections: int, token: str | None, timeout: float | None, deadline: float | None, retries: int
 ) -> HttpTransport:
     """What the options of `connection` ask for. Raises BadRequest."""
-    patience = Patience(DEFAULT_TIMEOUT if timeout is None else timeout, deadline, retries)
+    patience = RetryPolicy(DEFAULT_TIMEOUT if timeout is None else timeout, deadline, retries)
     return HttpTransport(endpoint, patience, connections, token)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from remote_vae.errors import BadRequest
-from remote_vae.tensors import RawTensor, from_array, to_numpy, to_torch
+from remote_vae.protocol.tensors import RawTensor, from_array, to_numpy, to_torch
 
 SUFFIXES = (".safetensors", ".npy", ".pt")
 TENSOR_NAME = "latents"

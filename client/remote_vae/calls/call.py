@@ -1,0 +1,47 @@
+"""One call from end to end: its requests are sent, their results are read; and what is done where one cannot be read."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
+
+from remote_vae.errors import BrokenReply
+from remote_vae.protocol.request import Request
+from remote_vae.protocol.wire import Result
+from remote_vae.transports.transport import Transport
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Call(Protocol[T_co]):
+    """A `DecodeCall` or an `EncodeCall`."""
+
+    def requests(self) -> Sequence[Request]: ...
+
+    def answer(self, results: Sequence[Result]) -> T_co: ...
+
+
+def ask(transport: Transport, call: Call[T_co]) -> T_co:
+    """What the call returns. Raises RemoteVAEError and nothing else."""
+    requests = call.requests()
+    results = transport.send(requests)
+    try:
+        return call.answer(results)
+    except BrokenReply as error:  # a picture is found to be corrupt only here, where it is opened
+        return call.answer([transport.in_place_of(error, request) for request in requests])
+
+
+async def ask_async(transport: Transport, call: Call[T_co]) -> T_co:
+    """The same without blocking the event loop."""
+    # Casting latents and reading a picture take their time too.
+    requests = await asyncio.to_thread(call.requests)
+    results = await transport.send_async(requests)
+
+    def read() -> T_co:
+        try:
+            return call.answer(results)
+        except BrokenReply as error:
+            return call.answer([transport.in_place_of(error, request) for request in requests])
+
+    return await asyncio.to_thread(read)

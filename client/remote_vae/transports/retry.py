@@ -1,0 +1,128 @@
+"""How long a client waits and how often it tries: `RetryPolicy`, and `RetryState`, which counts down one call's."""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass
+
+from remote_vae.errors import (
+    BadRequest,
+    ConnectionFailed,
+    ConnectionLost,
+    ModelFailed,
+    RemoteVAEError,
+    TimedOut,
+    Unavailable,
+    UntrustedCertificate,
+)
+
+Timeout = float | tuple[float | None, float | None] | None
+"""Seconds to wait for one try: for everything, or (to connect, for the answer); None waits for ever."""
+
+DEFAULT_TIMEOUT: Timeout = (10.0, 300.0)  # a cold model loads its weights before it answers
+RETRIES = 3
+FIRST_PAUSE_S = 0.5
+LONGEST_PAUSE_S = 300.0
+"""A server that asks for more is not waited for."""
+LONGEST_WAIT_S = 10**6
+"""A socket's time-out holds no more than 2**31 milliseconds."""
+WORTH_ANOTHER = (Unavailable, ConnectionFailed, ConnectionLost)
+"""Errors that time may mend; a decode sent twice does no harm."""
+NOT_WORTH_ANOTHER = (ModelFailed, UntrustedCertificate)
+"""Those of them that it will not."""
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """What the user grants.
+
+    Attributes:
+        timeout: seconds for one try.
+        deadline: seconds for all of them and the pauses between; None for no such limit.
+        retries: how often to try again where the server is busy or cannot be reached.
+
+    Raises:
+        BadRequest: naming the argument.
+    """
+
+    timeout: Timeout = DEFAULT_TIMEOUT
+    deadline: float | None = None
+    retries: int = RETRIES
+
+    def __post_init__(self) -> None:
+        for name, value, parts in (
+            ("timeout", self.timeout, self._parts),
+            ("deadline", self.deadline, (self.deadline,)),
+        ):
+            if not (all(map(_is_wait, parts)) and len(parts) == (2 if isinstance(value, tuple) else 1)):
+                raise BadRequest(
+                    f"{name} is {value!r}; expected seconds above 0, at most {LONGEST_WAIT_S}, a pair of them for timeout, "
+                    "or None",
+                    parameter=name,
+                )
+        if isinstance(self.retries, bool) or not isinstance(self.retries, int) or self.retries < 0:
+            raise BadRequest(f"retries is {self.retries!r}; expected a whole number, 0 or more", parameter="retries")
+
+    @property
+    def _parts(self) -> tuple[float | None, ...]:
+        return self.timeout if isinstance(self.timeout, tuple) else (self.timeout,)
+
+    @property
+    def connect_and_answer(self) -> tuple[float | None, float | None]:
+        """Seconds to wait for a connection, and for each packet of the answer after it."""
+        return self._parts[0], self._parts[-1]
+
+    @property
+    def answer_s(self) -> float | None:
+        """Seconds to wait for an answer once there is a connection."""
+        return self._parts[-1]
+
+    @property
+    def one_try_s(self) -> float | None:
+        """Seconds for one try as a whole."""
+        return None if None in self._parts else sum(part for part in self._parts if part is not None)
+
+
+def _is_wait(seconds: object) -> bool:
+    if seconds is None:
+        return True
+    return isinstance(seconds, (int, float)) and not isinstance(seconds, bool) and 0 < seconds <= LONGEST_WAIT_S
+
+
+DEFAULT_POLICY = RetryPolicy()
+
+
+class RetryState:
+    """The tries of one call. Not thread-safe: each call has its own."""
+
+    def __init__(self, patience: RetryPolicy) -> None:
+        self._patience = patience
+        self._failed = 0
+        self._give_up = None if patience.deadline is None else time.monotonic() + patience.deadline
+
+    def left_s(self, one_try_s: float | None) -> float | None:
+        """Seconds that the try which begins now may take, of those that one may; None for ever. Raises TimedOut where the
+        deadline has passed: a call can have waited for its turn longer than that."""
+        if self._give_up is None:
+            return one_try_s
+        left = self._give_up - time.monotonic()
+        if left <= 0:
+            raise TimedOut(f"The deadline of {self._patience.deadline} s passed before the server could be asked")
+        return left if one_try_s is None else min(left, one_try_s)
+
+    def pause_after(self, error: RemoteVAEError) -> float:
+        """Seconds to wait before the next try: what the server asked for, else twice as long as the last, with some chance in
+        it so that clients do not come back all at once. Raises the error where no other try is worth it."""
+        self._failed += 1
+        asked = error.retry_after or 0.0
+        mendable = (
+            isinstance(error, WORTH_ANOTHER) and not isinstance(error, NOT_WORTH_ANOTHER) and asked <= LONGEST_PAUSE_S
+        )
+        if not mendable or self._failed > self._patience.retries:
+            raise error
+        backoff = min(FIRST_PAUSE_S * 2.0 ** min(self._failed - 1, 32), LONGEST_PAUSE_S)
+        pause = max(asked, backoff) * random.uniform(1.0, 1.25)
+        if self._give_up is not None and time.monotonic() + pause >= self._give_up:
+            raise error
+        return pause

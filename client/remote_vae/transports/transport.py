@@ -1,0 +1,109 @@
+"""`Transport`: how requests reach a server: the seam, with the retries that all have. HTTP is in `http`, Ray in `handle`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+from remote_vae.errors import BadRequest, RemoteVAEError
+from remote_vae.protocol.request import Request
+from remote_vae.protocol.wire import Result
+from remote_vae.transports.retry import RetryPolicy, RetryState
+
+IN_FLIGHT = 4
+"""How many requests of one call, or of one client, are sent at a time."""
+
+
+class Transport(ABC):
+    """Carries requests to a server and results back. Subclasses say how one try goes; thread-safe."""
+
+    patience = RetryPolicy(retries=0)
+
+    @abstractmethod
+    def try_one(self, request: Request) -> Result:
+        """Send one request and wait `request.deadline_s` for its result. Raises RemoteVAEError and nothing else."""
+
+    @abstractmethod
+    async def try_one_async(self, request: Request) -> Result:
+        """The same without blocking the event loop."""
+
+    @abstractmethod
+    def describe(self, wake: bool = False) -> dict[str, Any]:
+        """What the server says of the model; `wake` starts a replica to say it, where there is none."""
+
+    @abstractmethod
+    async def describe_async(self, wake: bool = False) -> dict[str, Any]: ...
+
+    def send_one(self, request: Request) -> Result:
+        """Send one request, again where that may help, and wait for its result. Raises RemoteVAEError and nothing else."""
+        return self._send_within(RetryState(self.patience), request)
+
+    async def send_one_async(self, request: Request) -> Result:
+        """The same without blocking the event loop."""
+        return await self._send_within_async(RetryState(self.patience), request)
+
+    def _send_within(self, tries: RetryState, request: Request) -> Result:
+        while True:
+            try:
+                return self.try_one(self._granted(tries, request))
+            except RemoteVAEError as error:
+                time.sleep(tries.pause_after(error))
+
+    async def _send_within_async(self, tries: RetryState, request: Request) -> Result:
+        while True:
+            try:
+                return await self._try_async(tries, request)
+            except RemoteVAEError as error:
+                await asyncio.sleep(tries.pause_after(error))
+
+    async def _try_async(self, tries: RetryState, request: Request) -> Result:
+        return await self.try_one_async(self._granted(tries, request))
+
+    def _granted(self, tries: RetryState, request: Request) -> Request:
+        """The request with the seconds that a try of it may take from now on."""
+        return replace(request, deadline_s=tries.left_s(self.patience.one_try_s))
+
+    def send_ref(self, request: Request) -> Any:
+        """The Ray ObjectRef of the plain result (`calls.open_result` reads it)."""
+        raise BadRequest("as_ref=True needs a Ray handle; over HTTP the result comes as bytes", parameter="as_ref")
+
+    async def send_ref_async(self, request: Request) -> Any:
+        return self.send_ref(request)
+
+    def in_place_of(self, error: RemoteVAEError, request: Request) -> Result:
+        """A result made otherwise, where that of the server could not be read; raises the error where there is none."""
+        raise error
+
+    def refuse_blocking(self) -> None:
+        """Raise BlockingCall where this thread must not wait."""
+
+    def close(self) -> None:
+        """Give connections back."""
+
+    def send(self, batch: Sequence[Request]) -> list[Result]:
+        """Send the requests of one call, at most `IN_FLIGHT` at a time; results in order."""
+        self.refuse_blocking()
+        if len(batch) == 1:
+            return [self.send_one(batch[0])]
+        tries = [RetryState(self.patience) for _ in batch]  # now: the deadline is the whole call's
+        with ThreadPoolExecutor(min(IN_FLIGHT, len(batch))) as pool:
+            return list(pool.map(self._send_within, tries, batch))
+
+    async def send_async(self, batch: Sequence[Request]) -> list[Result]:
+        slots = asyncio.Semaphore(IN_FLIGHT)
+
+        async def one(tries: RetryState, request: Request) -> Result:
+            async with slots:
+                return await self._send_within_async(tries, request)
+
+        tasks = [asyncio.ensure_future(one(RetryState(self.patience), request)) for request in batch]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:  # `gather` leaves the others running where one fails
+                task.cancel()

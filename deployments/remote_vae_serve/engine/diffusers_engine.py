@@ -1,0 +1,354 @@
+"""`DiffusersEngine`: a diffusers autoencoder, loaded from safetensors and run eagerly as it is, within a budget of memory."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import math
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal
+
+import diffusers
+import torch
+
+from remote_vae.errors import BadRequest, ModelFailed, RemoteVAEError, Unavailable
+from remote_vae.protocol.encode_request import SampleMode
+from remote_vae.protocol.hints import Hints
+from remote_vae_serve.config import VAEConfig
+from remote_vae_serve.engine import weights
+from remote_vae_serve.engine.base import Decoded, Encoded, Engine, Event, NotTogether
+from remote_vae_serve.engine.memory.budget import GIB, budget
+from remote_vae_serve.engine.memory.estimate import MemoryEstimator, on_meta
+from remote_vae_serve.engine.memory.malloc_cache import MallocCache
+from remote_vae_serve.engine.memory.out_of_memory import is_out_of_memory, load_reason
+from remote_vae_serve.engine.model_config import filled_in, latent_space
+from remote_vae_serve.engine.operation import ENCODE, Operation, one_by_one, run_of
+from remote_vae_serve.engine.tiling import UNTILED, TilingPlan, plans, view
+from remote_vae_serve.families.layouts import NO_HINTS, RequestHints
+from remote_vae_serve.processing.finite import is_finite
+
+logger = logging.getLogger("ray.serve")
+
+MAX_BATCH = 8
+
+
+class DiffusersEngine(Engine):
+    """A diffusers autoencoder.
+
+    Args:
+        config: the model's arguments.
+        device: `cpu` or `cuda`, resolved.
+        on_event: as for `Engine`.
+    """
+
+    def __init__(
+        self, config: VAEConfig, device: str, on_event: Callable[[Event], object] = lambda event: None
+    ) -> None:
+        super().__init__(on_event)
+        self._config = config
+        self._models: dict[torch.dtype, Any] = {}
+        self._estimators: dict[torch.dtype, MemoryEstimator] = {}
+        self._estimating = threading.Lock()
+        self._distribution: type[Any] | None = None
+        self._cache = MallocCache()
+        self.device = device
+
+    def load(self) -> None:
+        self._set_threads()
+        self._weights = weights.fetch(self._config)
+        self.model_config = filled_in(self._weights.config(), self._config.source)
+        self.space = latent_space(self._weights.config(), self._config.source, self._config.config)
+        self.hints = Hints.from_plain(self._config.hints)
+        self.dtype = self._resolve(self._config.dtype, self.space.family.safe_dtype(self.space, self.device))
+        safe = self.space.family.safe_encode_dtype(self.space, self.device)
+        self.encode_dtype = self._resolve(self._config.encode_dtype, safe)
+        self._budget = budget(self._config, self.device)
+        if self.device == "cpu" and self._config.memory == "auto":
+            logger.info(
+                "%s may take %s, nearly all that is free on this host now; where replicas share it, give each its own `memory`",
+                self._config.source, _gib(self._budget),
+            )  # fmt: skip
+        if self.free <= 0:
+            raise ModelFailed(
+                f"{self._config.source} takes {_gib(self.estimator(self.dtype).weights)} for its weights alone, and `memory` "
+                f"leaves this replica {_gib(self._budget)}; give it more"
+            )
+        self.space = self.space.with_statistics_of(self._model(self.dtype))
+        for shape in self._config.warm_up:
+            self._warm_up(shape)
+
+    def _warm_up(self, shape: tuple[int, ...]) -> None:
+        zeros = torch.zeros(shape)
+        try:
+            hints = RequestHints.merged(self.hints)
+            layout = self.space.family.layout_of(zeros, self.space, hints)
+            latents = layout.unpack(zeros, self.space, hints).to(self.dtype)
+            self.decode(latents, self.plan_decode(tuple(latents.shape), hints), hints)
+        except RemoteVAEError as error:
+            raise ModelFailed(f"warm_up {list(shape)}: {error.message}") from error
+        except Exception as error:  # out of the constructor it would have Serve start the replica again for ever
+            raise ModelFailed(f"warm_up {list(shape)}: {load_reason(error, self.device)}") from error
+
+    def _resolve(self, chosen: str, safe: torch.dtype) -> torch.dtype:
+        """The dtype of the configuration; never float16 for a model whose config says that it overflows in it."""
+        dtype: torch.dtype = safe if chosen == "auto" else getattr(torch, chosen)
+        return torch.float32 if dtype is torch.float16 and self.space.force_upcast else dtype
+
+    def _model(self, dtype: torch.dtype) -> Any:
+        """The model in that dtype, loaded when it is first asked for: who only decodes in one never pays for another."""
+        if dtype not in self._models:
+            self._models[dtype] = self._load(dtype)
+        return self._models[dtype]
+
+    def _load(self, dtype: torch.dtype) -> Any:
+        try:
+            vae, loaded = getattr(diffusers, self.space.class_name).from_pretrained(
+                self._weights.folder, variant=self._config.variant, torch_dtype=dtype, use_safetensors=True,
+                output_loading_info=True,
+            )  # fmt: skip
+            if loaded["missing_keys"]:
+                raise ValueError(f"its safetensors lack {', '.join(sorted(loaded['missing_keys'])[:3])}")
+            return vae.to(self.device).eval().requires_grad_(False)
+        except Exception as error:  # whatever the loading code raises becomes a reason that clients see
+            raise ModelFailed(
+                f"{self._config.source} could not be loaded: {load_reason(error, self.device)}"
+            ) from error
+
+    def _set_threads(self) -> None:
+        """Ray sets OMP_NUM_THREADS=1 in a replica that reserves less than one CPU; a decode would crawl."""
+        reserved = int(self._config.num_cpus)
+        torch.set_num_threads(self._config.threads or reserved or len(os.sched_getaffinity(0)))
+
+    def on_device(self) -> AbstractContextManager[object]:
+        # A stream of its own: copies of one result and the decode of the next do not wait for each other.
+        return torch.cuda.stream(torch.cuda.Stream()) if self.device == "cuda" else nullcontext()  # type: ignore[no-untyped-call]
+
+    def on_idle(self) -> None:
+        self._cache.give_back()
+
+    def estimator(self, dtype: torch.dtype) -> MemoryEstimator:
+        """What requests take where they are computed in that dtype."""
+        with self._estimating:
+            if dtype not in self._estimators:
+                graph = on_meta(getattr(diffusers, self.space.class_name), self.model_config, dtype)
+                self._estimators[dtype] = MemoryEstimator(graph, self.space, self.dtype)
+            return self._estimators[dtype]
+
+    @property
+    def free(self) -> int:
+        """Bytes of the budget that are left for operation."""
+        return self._free_for(self.dtype)
+
+    def _free_for(self, dtype: torch.dtype) -> int:
+        """Bytes that are left for work in that dtype, whose weights may yet have to be loaded."""
+        # A copy: the device's thread loads a model while others plan.
+        return self._budget - sum(self.estimator(one).weights for one in {dtype, *tuple(self._models)})
+
+    def plan_decode(self, shape: tuple[int, ...], hints: RequestHints = NO_HINTS) -> TilingPlan:
+        return self._plan(Operation("decode", hints), shape, self.dtype)
+
+    def plan_encode(self, shape: tuple[int, ...]) -> TilingPlan:
+        return self._plan(ENCODE, shape, self.encode_dtype)
+
+    def _plan(
+        self, operation: Operation, shape: tuple[int, ...], dtype: torch.dtype, than: TilingPlan | None = None
+    ) -> TilingPlan:
+        """The plan that fits and takes most, less `than` another. Raises BadRequest."""
+        height, width = (size * (self.space.ratio if operation.kind == "decode" else 1) for size in shape[-2:])
+        family = self.space.family
+        # An encoder's batch is told apart in the last place: where it fits, it stays what diffusers makes of it.
+        has_batches = operation.kind == "encode" or family.decodes_batches
+        options = plans(height, width, family.tile is not None, shape[0], has_batches)
+        free, needed = self._free_for(dtype), []
+        for plan in options:
+            if than is None or plan.takes_less_than(than):
+                needed.append(self.estimator(dtype).of(operation, shape, plan))
+                if needed[-1] <= free:
+                    return plan
+        least = "in the smallest tiles" if options[-1].tile else "one by one"
+        less = f", and {_gib(needed[-1])} {least}" if len(needed) > 1 else ""
+        raise BadRequest(
+            f"{operation.in_words} of shape {list(shape)} takes {_gib(max(needed, default=0))} of memory{less}; this replica has "
+            f"{_gib(free)} for it. Send a smaller batch or picture",
+            parameter="shape",
+        )
+
+    def batch_limit(self, shape: tuple[int, ...], plan: TilingPlan, hints: RequestHints = NO_HINTS) -> int:
+        # What is done one by one gains nothing from company.
+        family = self.space.family
+        if self._config.batching == "off" or not family.decodes_batches or family.draws or plan.one_by_one:
+            return 1
+        one = self.estimator(self.dtype).of(Operation("decode", hints), (1, *shape[1:]), plan)
+        return max(shape[0], min(MAX_BATCH, self.free // max(one, 1)))
+
+    @torch.inference_mode()
+    def decode(self, latents: torch.Tensor, plan: TilingPlan = UNTILED, hints: RequestHints = NO_HINTS) -> Decoded:
+        operation = Operation("decode", hints)
+        decoded = self._decode(operation, latents, plan, self.dtype)
+        if is_finite(decoded.pixels):
+            return decoded
+        plan = decoded.plan
+        del decoded  # what follows needs its memory
+        if len(latents) == 1:
+            return self._decode_in_float32(operation, latents, latents.shape)
+        return self._decode_apart(operation, latents, plan)
+
+    @torch.inference_mode()
+    def decode_together(self, latents: torch.Tensor, plan: TilingPlan, hints: RequestHints = NO_HINTS) -> Decoded:
+        pixels = self._attempt(Operation("decode", hints), latents, plan, self.dtype)
+        if pixels is None or not is_finite(pixels):
+            raise NotTogether
+        return Decoded(pixels, self.dtype, plan)
+
+    def _decode_apart(self, operation: Operation, latents: torch.Tensor, plan: TilingPlan) -> Decoded:
+        """A batch some of which is not finite: whichever it is, the others get what they would have got alone."""
+        dtypes, used = [self.dtype], [plan]
+
+        def one(sample: torch.Tensor) -> torch.Tensor:
+            decoded = self._decode(operation, sample, plan.each, self.dtype)
+            if not is_finite(decoded.pixels):
+                del decoded
+                decoded = self._decode_in_float32(operation, sample, latents.shape)
+            dtypes.append(decoded.dtype)
+            used.append(decoded.plan)
+            return decoded.pixels
+
+        pixels = one_by_one(one, latents)
+        smallest = min(used, key=lambda plan: math.inf if plan.tile is None else plan.tile)
+        return Decoded(pixels, max(dtypes, key=lambda dtype: dtype.itemsize), smallest)
+
+    def _decode_in_float32(self, operation: Operation, sample: torch.Tensor, batch: tuple[int, ...]) -> Decoded:
+        """A sample of a batch of that shape, whose pixels so far need room beside it."""
+        if self.dtype is not torch.float32:
+            self.on_event("float32")
+            plan = self._plan(operation, tuple(batch), torch.float32, UNTILED if batch[0] > 1 else None)
+            decoded = self._decode(operation, sample, plan.each, torch.float32)
+            if is_finite(decoded.pixels):
+                return decoded
+        raise BadRequest(
+            "The decoder makes NaN or infinity of these latents, in float32 too: are they of this model, and is the "
+            "scaling right?",
+            parameter="tensor",
+        )
+
+    def _decode(self, operation: Operation, latents: torch.Tensor, plan: TilingPlan, dtype: torch.dtype) -> Decoded:
+        pixels, plan = self._within_memory(operation, latents, plan, dtype)
+        return Decoded(pixels, dtype, plan)
+
+    def _within_memory(
+        self, operation: Operation, batch: torch.Tensor, plan: TilingPlan, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, TilingPlan]:
+        """Operation by the plan; out of memory, by one that takes less. With the plan that it was."""
+        while (made := self._attempt(operation, batch, plan, dtype)) is None:
+            try:
+                plan = self._plan(operation, tuple(batch.shape), dtype, plan)
+            except BadRequest:
+                raise Unavailable(
+                    "Out of memory, in the smallest tiles too; try again, or send a smaller picture", retry_after=5
+                ) from None
+        return made, plan
+
+    def _attempt(
+        self, operation: Operation, batch: torch.Tensor, plan: TilingPlan, dtype: torch.dtype
+    ) -> torch.Tensor | None:
+        """What is made by the plan; None where memory ran out."""
+        if plan.tile is not None:
+            self.on_event("tiled")
+        estimator, model = self.estimator(dtype), self._model(dtype)
+        needed = estimator.of(operation, tuple(batch.shape), plan)
+        free = self._free_for(dtype)
+        self.pending.wait(free - needed)
+        self._cache.prepare((operation.unseeded, batch.shape[1:], plan, dtype), needed, free)
+        seen = view(model, plan, self.space.family.tile, self.space.ratio)
+        run = run_of(operation, seen, self.space, self.dtype, self._found)
+        try:
+            with self._measured(estimator, needed):
+                given = self._to_device(batch, dtype)
+                return one_by_one(run, given) if plan.one_by_one else run(given)
+        except Exception as error:
+            if (recover := self.space.family.recover) is not None:
+                recover(model)
+            if not is_out_of_memory(error):
+                raise
+        # Outside of `except`: until its end the traceback keeps the tensors of the failed run alive.
+        self.on_event("out_of_memory")
+        estimator.learn_of_failure()
+        gc.collect()
+        self._cache.give_back()
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
+        return None
+
+    @contextmanager
+    def _measured(self, estimator: MemoryEstimator, predicted: int) -> Iterator[None]:
+        """On a GPU the forecast learns from what work took, and from what it could not have."""
+        if self.device != "cuda":
+            yield
+            return
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        try:
+            yield
+        finally:
+            estimator.learn(predicted, torch.cuda.max_memory_allocated() - before)
+
+    def _to_device(self, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        if self.device == "cpu":
+            return tensor.to(dtype)
+        return tensor.pin_memory().to(self.device, dtype, non_blocking=True)
+
+    @torch.inference_mode()
+    def encode(
+        self,
+        pixels: torch.Tensor,
+        mode: SampleMode = SampleMode.SAMPLE,
+        generator: torch.Generator | None = None,
+        plan: TilingPlan = UNTILED,
+    ) -> Encoded:
+        seeded = None if generator is None else generator.get_state()
+        encoded = self._encode(pixels, plan, self.encode_dtype, mode, generator)
+        if not is_finite(encoded.latents) and self.encode_dtype is not torch.float32:
+            del encoded  # what follows needs its memory
+            self.on_event("float32")
+            if generator is not None and seeded is not None:
+                generator.set_state(seeded)
+            plan = self._plan(ENCODE, tuple(pixels.shape), torch.float32)
+            encoded = self._encode(pixels, plan, torch.float32, mode, generator)
+        if not is_finite(encoded.latents):
+            raise BadRequest(
+                "The encoder makes NaN or infinity of this picture, in float32 too: are its pixels from -1 to 1?",
+                parameter="image",
+            )
+        return encoded
+
+    def _found(self, distribution: type[Any]) -> None:
+        self._distribution = distribution
+
+    def _encode(
+        self,
+        pixels: torch.Tensor,
+        plan: TilingPlan,
+        dtype: torch.dtype,
+        mode: SampleMode,
+        generator: torch.Generator | None,
+    ) -> Encoded:
+        latents, plan = self._within_memory(ENCODE, pixels, plan, dtype)
+        if self._distribution is not None and mode is not SampleMode.MOMENTS:
+            distribution = self._distribution(latents)
+            latents = distribution.sample(generator) if mode is SampleMode.SAMPLE else distribution.mode()
+        return Encoded(latents, dtype, plan)
+
+    @property
+    def encodes(self) -> Literal["moments", "latents"] | None:
+        return super().encodes if hasattr(self._models[self.dtype], "encode") else None
+
+    @property
+    def revision(self) -> str:
+        return self._weights.revision
+
+
+def _gib(count: int) -> str:
+    return f"{count / GIB:.2f} GiB"

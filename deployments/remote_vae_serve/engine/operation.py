@@ -1,0 +1,86 @@
+"""`Operation`: a decode or an encode of a batch by a diffusers model, whole or sample by sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+
+from remote_vae_serve.families.family import LatentSpace
+from remote_vae_serve.families.layouts import NO_HINTS, RequestHints
+
+Run = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What is done, and what the request says of how.
+
+    Attributes:
+        hints: of a decode; their seed matters to nobody who only counts.
+    """
+
+    kind: Literal["decode", "encode"]
+    hints: RequestHints = NO_HINTS
+
+    @property
+    def in_words(self) -> str:
+        return "Decoding latents" if self.kind == "decode" else "Encoding pixels"
+
+    @property
+    def part(self) -> str:
+        """Of diffusers' models: what each tile goes through."""
+        return "decoder" if self.kind == "decode" else "encoder"
+
+    @property
+    def unseeded(self) -> Operation:
+        return replace(self, hints=replace(self.hints, seed=None))
+
+
+DECODE, ENCODE = Operation("decode"), Operation("encode")
+
+
+def run_of(
+    operation: Operation,
+    model: Any,
+    space: LatentSpace,
+    pixels: torch.dtype,
+    found: Callable[[type[Any]], object] = lambda distribution: None,
+) -> Run:
+    """The work as a function of a batch. What an encoder with a distribution gives are its moments: samples are drawn of them for
+    the whole batch at once, or a seed would not give what it gives in diffusers.
+
+    Args:
+        space: of the model.
+        pixels: the dtype that decoded ones are wanted in.
+        found: told the class of the distribution.
+    """
+    family = space.family
+
+    def decode(latents: torch.Tensor) -> torch.Tensor:
+        return family.decode(model, latents, space, operation.hints).to(pixels)
+
+    def encode(picture: torch.Tensor) -> torch.Tensor:
+        to_range = family.range.from_signed
+        encoded = family.encode(model, picture if to_range is None else to_range(picture))
+        if isinstance(encoded, torch.Tensor):
+            return encoded
+        found(type(encoded))
+        moments: torch.Tensor = encoded.parameters
+        return moments
+
+    return decode if operation.kind == "decode" else encode
+
+
+def one_by_one(run: Run, batch: torch.Tensor) -> torch.Tensor:
+    """What `run` makes of each sample, as one batch. Each is put in its place as it comes: a list of them, joined at the end,
+    would take twice the memory."""
+    first = run(batch[:1])
+    made = first.new_empty((len(batch), *first.shape[1:]))
+    made[:1] = first
+    del first
+    for number in range(1, len(batch)):
+        made[number : number + 1] = run(batch[number : number + 1])
+    return made

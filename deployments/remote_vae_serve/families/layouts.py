@@ -1,0 +1,342 @@
+"""`Layout`: one form in which latents come, and how it becomes what a decoder takes. `RequestHints` is what a request says of it.
+
+Torch is used on tensors handed in; channels are on axis 1 of what comes out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from remote_vae.errors import BadRequest
+from remote_vae.protocol.hints import Hints
+from remote_vae_serve.families.latent_numbers import LatentNumbers
+
+Media = Literal["image", "video"]
+Kind = Literal["channels_first", "channels_last", "frames_first"]
+
+
+@dataclass(frozen=True)
+class RequestHints(Hints):
+    """The hints of one request, the application's where it leaves one out, and its `height` and `width` in pixels."""
+
+    height: int | None = None
+    width: int | None = None
+
+    @classmethod
+    def merged(cls, hints: Hints, height: int | None = None, width: int | None = None) -> RequestHints:
+        """`hints` with the size of the picture, in pixels, where the request gives it."""
+        return cls(**hints.to_plain(), height=height, width=width)  # type: ignore[arg-type]  # each is of its own field
+
+
+NO_HINTS = RequestHints()
+Fits = Callable[[torch.Tensor, LatentNumbers, RequestHints], bool]
+Unpack = Callable[[torch.Tensor, LatentNumbers, RequestHints], torch.Tensor]
+Repack = Callable[[torch.Tensor, tuple[int, ...], RequestHints], torch.Tensor]
+
+
+def _as_it_is(latents: torch.Tensor, space: LatentNumbers, hints: RequestHints) -> torch.Tensor:
+    return latents
+
+
+def _made_as_it_is(pixels: torch.Tensor, shape: tuple[int, ...], hints: RequestHints) -> torch.Tensor:
+    return pixels
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One form in which a family's latents come.
+
+    Attributes:
+        expects: how to say it to a user, with the family's numbers filled in by `str.format`.
+        media: what comes out.
+        fits: whether these latents have this form.
+        unpack: to what the decoder takes, `[B, C, h, w]` or `[B, C, T, h, w]`. Raises BadRequest.
+        repack: the decoder's output to `[B, C, H, W]` or `[B, C, T, H, W]`, given the latents' shape.
+        kind: which axis has the channels; a request can ask for it by `layout`.
+        takes: the hints that mean something to it.
+    """
+
+    expects: str
+    media: Media
+    fits: Fits
+    unpack: Unpack = _as_it_is
+    repack: Repack = _made_as_it_is
+    kind: Kind = "channels_first"
+    takes: tuple[str, ...] = ()
+
+
+def _fold_frames(latents: torch.Tensor, space: LatentNumbers, hints: RequestHints) -> torch.Tensor:
+    batch, channels, frames, height, width = latents.shape
+    return latents.permute(0, 2, 1, 3, 4).reshape(batch * frames, channels, height, width)
+
+
+def _unfold_frames(pixels: torch.Tensor, shape: tuple[int, ...], hints: RequestHints) -> torch.Tensor:
+    return pixels.reshape(shape[0], shape[2], *pixels.shape[1:]).transpose(1, 2)
+
+
+def _without_time(pixels: torch.Tensor, shape: tuple[int, ...], hints: RequestHints) -> torch.Tensor:
+    """The one frame of each video."""
+    return pixels[:, :, 0]
+
+
+def _is_one_image(latents: torch.Tensor, space: LatentNumbers, hints: RequestHints) -> bool:
+    """`[C, h, w]` without a size, or with its own: SD.Next sends both, for Flux and HiDream. Packed latents of that size have
+    another number of tokens, so that nothing is both."""
+    if latents.ndim != 3 or latents.shape[0] != space.channels:
+        return False
+    edges = ((hints.height, latents.shape[1]), (hints.width, latents.shape[2]))
+    return all(pixels is None or pixels // space.ratio == edge for pixels, edge in edges)
+
+
+def has_axes(count: int, channels_on: int) -> Fits:
+    """So many axes, the channels on that one."""
+
+    def fits(latents: torch.Tensor, space: LatentNumbers, hints: RequestHints) -> bool:
+        return latents.ndim == count and latents.shape[channels_on] == space.channels
+
+    return fits
+
+
+def _is_last(latents: torch.Tensor, space: LatentNumbers, hints: RequestHints) -> bool:
+    """Channels on the last axis; where they are on axis 1 as well, only by request."""
+    last = latents.ndim == 5 and latents.shape[-1] == space.channels
+    return last and (hints.layout == "channels_last" or latents.shape[1] != space.channels)
+
+
+IMAGES = Layout("[B, {channels}, h, w]", "image", has_axes(4, 1))
+ONE_IMAGE = Layout("[{channels}, h, w]", "image", _is_one_image, lambda z, space, hints: z[None])
+VIDEO = Layout("[B, {channels}, T, h, w]", "video", has_axes(5, 1))
+FOLDED = Layout(
+    "[B, {channels}, T, h, w], decoded frame by frame", "video", has_axes(5, 1), _fold_frames, _unfold_frames
+)
+FRAMES_FIRST = Layout(
+    "[B, T, {channels}, h, w]",
+    "video",
+    has_axes(5, 2),
+    lambda z, space, hints: z.permute(0, 2, 1, 3, 4),
+    kind="frames_first",
+)
+CHANNELS_LAST = Layout(
+    "[B, T, h, w, {channels}]",
+    "video",
+    _is_last,
+    lambda z, space, hints: z.permute(0, 4, 1, 2, 3),
+    kind="channels_last",
+    takes=("layout",),
+)
+IMAGE_CHANNELS_LAST = Layout(
+    "[B, 1, h, w, {channels}]",
+    "image",
+    lambda z, space, hints: _is_last(z, space, hints) and z.shape[1] == 1,
+    lambda z, space, hints: z[:, 0].permute(0, 3, 1, 2),
+    kind="channels_last",
+    takes=("layout",),
+)
+ONE_FRAME = Layout(
+    "[B, {channels}, 1, h, w]",
+    "image",
+    lambda z, space, hints: has_axes(5, 1)(z, space, hints) and z.shape[2] == 1,
+    repack=_without_time,
+)
+IMAGES_AS_FRAMES = Layout(
+    "[B, {channels}, h, w]", "image", has_axes(4, 1), lambda z, space, hints: z[:, :, None], _without_time
+)
+PATCHES = Layout(
+    "patches [B, {patched}, h, w]",
+    "image",
+    lambda z, space, hints: z.ndim == 4 and z.shape[1] == 4 * space.channels,
+    lambda z, space, hints: from_patches(z),
+)
+
+
+def channels_last(latents: torch.Tensor) -> torch.Tensor:
+    """`[B, C, h, w]` or `[B, C, T, h, w]` to `[B, T, h, w, C]`."""
+    return (latents if latents.ndim == 5 else latents[:, :, None]).permute(0, 2, 3, 4, 1)
+
+
+def to_patches(latents: torch.Tensor) -> torch.Tensor:
+    """`[B, C, h, w]` to `[B, 4C, h/2, w/2]`, each 2 x 2 patch in the order (c, ph, pw)."""
+    batch, channels, height, width = latents.shape
+    split = latents.view(batch, channels, height // 2, 2, width // 2, 2)
+    return split.permute(0, 1, 3, 5, 2, 4).reshape(batch, 4 * channels, height // 2, width // 2)
+
+
+def from_patches(latents: torch.Tensor) -> torch.Tensor:
+    """The inverse of `to_patches`."""
+    batch, channels, height, width = latents.shape
+    split = latents.reshape(batch, channels // 4, 2, 2, height, width)
+    return split.permute(0, 1, 4, 2, 5, 3).reshape(batch, channels // 4, 2 * height, 2 * width)
+
+
+def packed(
+    patches: tuple[int, ...] = (2,),
+    *,
+    media: Media = "image",
+    has_time: bool = False,
+    layers: bool = False,
+    or_layers: bool = False,
+    multiple: int = 1,
+) -> Layout:
+    """Tokens `[B, N, C*p*p]`, row by row, each a p x p patch.
+
+    Args:
+        patches: the p that this family has; the width of a token says which.
+        has_time: the decoder takes videos: an axis for time is put in; of a video, tokens go frame by frame.
+        layers: one token for each patch of each layer; the first layer is no part of the picture.
+        or_layers: the family has latents of layers too, which this is not.
+        multiple: the picture's edges are taken down to a multiple of so many latents.
+    """
+    video = media == "video"
+    needed = ("num_frames",) if video else ("layers",) if layers else ()
+
+    def unpack(latents: torch.Tensor, space: LatentNumbers, hints: RequestHints) -> torch.Tensor:
+        _check_size(latents, space, hints)
+        patch = _patch_of(latents, space, patches)
+        rows, columns, runs = _grid(latents, space, hints, max(patch, multiple), patch, needed, or_layers)
+        shape = (latents.shape[0], runs, rows, columns)
+        if hints.patch_order == "ph_pw_c":
+            split = latents.view(*shape, patch, patch, space.channels).permute(0, 6, 1, 2, 4, 3, 5)
+        else:
+            split = latents.view(*shape, space.channels, patch, patch).permute(0, 4, 1, 2, 5, 3, 6)
+        made = split.reshape(latents.shape[0], space.channels, runs, rows * patch, columns * patch)
+        if layers:
+            return made[:, :, 1:].transpose(1, 2).flatten(0, 1)[:, :, None]
+        return made if has_time else made[:, :, 0]
+
+    words = "packed [B, N, {channels}]" if patches == (1,) else "packed [B, N, {patched}]"
+    expects = (
+        " and ".join([f"{words} with height", *needed[:1], "width"]) if needed else f"{words} with height and width"
+    )
+    return Layout(
+        expects,
+        media,
+        lambda z, space, hints: z.ndim == 3 and (hints.layers is not None if layers else True),
+        unpack,
+        _without_time if has_time and not video else _made_as_it_is,
+        takes=(*needed, "patch_order"),
+    )
+
+
+def _check_size(latents: torch.Tensor, space: LatentNumbers, hints: RequestHints) -> None:
+    for name, value in (("height", hints.height), ("width", hints.width)):
+        if value is None:
+            raise BadRequest(
+                f"Latents of shape {list(latents.shape)} are not [{space.channels}, h, w], and packed latents of "
+                f"{space.class_name} need height and width, both, in pixels",
+                parameter=name,
+            )
+
+
+def _patch_of(latents: torch.Tensor, space: LatentNumbers, patches: tuple[int, ...]) -> int:
+    width = latents.shape[-1]
+    for patch in patches:
+        if width == space.channels * patch**2:
+            return patch
+    known = " or ".join(f"{space.channels * p * p} ({space.channels} channels, {p} x {p} patches)" for p in patches)
+    raise BadRequest(f"Packed latents have {width} values a token; {space.class_name} takes {known}", parameter="shape")
+
+
+def _grid(
+    latents: torch.Tensor,
+    space: LatentNumbers,
+    hints: RequestHints,
+    multiple: int,
+    patch: int,
+    needed: tuple[str, ...],
+    or_layers: bool,
+) -> tuple[int, int, int]:
+    """Rows and columns of tokens, and how many runs of them there are: frames or layers."""
+    height, width = hints.height or 0, hints.width or 0
+    step = space.ratio * multiple
+    rows, columns = (edge // step * multiple // patch for edge in (height, width))
+    runs = 1
+    for name in needed:
+        value = getattr(hints, name)
+        if value is None:
+            raise BadRequest(f"Packed latents of {space.class_name} need {name} too", parameter=name)
+        runs = value + 1 if name == "layers" else (value - 1) // (space.temporal_ratio or 1) + 1
+    if rows * columns * runs != latents.shape[1]:
+        several = latents.shape[1] % max(1, rows * columns) == 0
+        of, more, parameter = f", {runs} times" if runs != 1 else "", "", "height"
+        if several and runs != 1:
+            parameter = needed[0]
+        elif several and or_layers:
+            more, parameter = ". Where they are layers, send layers", "layers"
+        raise BadRequest(
+            f"height {hints.height} and width {hints.width} make {rows} x {columns} = {rows * columns} tokens of "
+            f"{space.ratio * patch} x {space.ratio * patch} pixels{of}; the latents of this {space.class_name} have "
+            f"{latents.shape[1]}{more}",
+            parameter=parameter,
+        )
+    return rows, columns, runs
+
+
+def _unpack_target(latents: torch.Tensor, space: LatentNumbers, hints: RequestHints) -> torch.Tensor:
+    """Of tokens that are 2 x 2 patches of one frame, those of the picture come first; the others are what it was made from."""
+    _check_size(latents, space, hints)
+    batch, tokens = latents.shape[:2]
+    rows, columns = ((edge or 0) // (2 * space.ratio) for edge in (hints.height, hints.width))
+    if not rows * columns or rows * columns > tokens:
+        raise BadRequest(
+            f"height {hints.height} and width {hints.width} make {rows * columns} tokens; the latents of this "
+            f"{space.class_name} have {tokens}",
+            parameter="height",
+        )
+    mine = latents[:, : rows * columns].reshape(batch, rows, columns, space.channels, 2, 2)
+    return mine.permute(0, 3, 1, 4, 2, 5).reshape(batch, space.channels, 1, 2 * rows, 2 * columns)
+
+
+TARGET_TOKENS = Layout(
+    "tokens [B, N, {channels}, 1, 2, 2] with height and width",
+    "image",
+    lambda z, space, hints: z.ndim == 6 and tuple(z.shape[2:]) == (space.channels, 1, 2, 2),
+    _unpack_target,
+    _without_time,
+)
+
+
+def _unshuffle(latents: torch.Tensor, space: LatentNumbers, hints: RequestHints) -> torch.Tensor:
+    """Two frames in each one's channels, `[B, 2C, F, h, w]` to `[B, C, 2F - 1, h, w]`: the first is there twice."""
+    batch, _, frames, height, width = latents.shape
+    split = latents.permute(0, 2, 1, 3, 4).reshape(batch, 2 * frames, space.channels, height, width)
+    return split.permute(0, 2, 1, 3, 4)[:, :, 1:]
+
+
+def shuffle(latents: torch.Tensor) -> torch.Tensor:
+    """The inverse, `[B, C, 2F - 1, h, w]` to `[B, 2C, F, h, w]`."""
+    twice = torch.cat((latents[:, :, :1], latents), dim=2)
+    batch, channels, frames, height, width = twice.shape
+    folded = twice.permute(0, 2, 1, 3, 4).reshape(batch, frames // 2, 2 * channels, height, width)
+    return folded.permute(0, 2, 1, 3, 4)
+
+
+SHUFFLED = Layout(
+    "[B, {doubled}, 1, h, w]",
+    "image",
+    lambda z, space, hints: z.ndim == 5 and z.shape[1] == 2 * space.channels and z.shape[2] == 1,
+    _unshuffle,
+    _without_time,
+)
+
+
+def _unpack_tokens_of_a_square(latents: torch.Tensor, space: LatentNumbers, hints: RequestHints) -> torch.Tensor:
+    side = math.isqrt(latents.shape[1])
+    if side * side != latents.shape[1]:
+        raise BadRequest(
+            f"The latents of this {space.class_name} have {latents.shape[1]} tokens, which make no square",
+            parameter="shape",
+        )
+    return latents
+
+
+SQUARE_TOKENS = Layout(
+    "[B, N, {channels}]",
+    "image",
+    lambda z, space, hints: z.ndim == 3 and z.shape[2] == space.channels,
+    _unpack_tokens_of_a_square,
+)

@@ -1,0 +1,316 @@
+"""The HTTP side, written once: a Starlette app over one seam (`Models`), which maps a name to something that decodes.
+
+Knows no Ray and no torch. Whatever goes wrong is answered with the JSON of `remote_vae.errors`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any, Protocol
+from urllib.parse import parse_qsl
+
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from remote_vae import errors
+from remote_vae.errors import (
+    BodyTooLarge,
+    DeadlineExceeded,
+    InternalError,
+    RemoteVAEError,
+    UnknownRoute,
+    WrongMethod,
+)
+from remote_vae.protocol.messages import DEADLINE_HEADER, deadline_of
+from remote_vae.protocol.request import Request as VAERequest
+from remote_vae.protocol.request import Verb, read_request
+from remote_vae.protocol.wire import Result
+from remote_vae_serve.http.openapi import document
+from remote_vae_serve.http.responses import reply
+
+logger = logging.getLogger("ray.serve")
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+EVERY = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+RESERVED = frozenset({"health", "models", "openapi.json"})
+"""Names that are paths of this app, so that no model can have them."""
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+Answerer = Callable[[VAERequest], Awaitable[Result]]
+"""One model, somewhere: decodes and encodes. Raises RemoteVAEError."""
+
+
+class Models(Protocol):
+    """The models that this app serves."""
+
+    def find(self, name: str) -> Answerer:
+        """The model of that name. Raises UnknownModel, or Unavailable where it exists and cannot answer."""
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """What is known of it, without waking it. Raises UnknownModel."""
+
+    async def ask(self, name: str) -> dict[str, Any]:
+        """What a replica of it says, started where there is none. Raises what `find` does."""
+
+    def names(self) -> list[str]:
+        """All names, sorted."""
+
+
+def create_app(
+    models: Models,
+    max_body: int,
+    deadline_s: float,
+    hosts: Mapping[str, str] = MappingProxyType({}),
+    has_connections: bool = False,
+) -> Starlette:
+    """The app.
+
+    Args:
+        max_body: largest request body in bytes.
+        deadline_s: seconds after which a request is answered with a 504; sooner where its client says so.
+        hosts: Host name, without port, to model: what a POST to `/` means.
+        has_connections: whether they are this process's own, or Serve's proxy has them.
+    """
+    to = Endpoints(models, max_body, deadline_s, hosts=hosts, has_connections=has_connections)
+    return _app(
+        to,
+        Route("/", to.guarded(to.by_host), methods=EVERY),
+        *to.route("/health", to.health, "GET"),
+        *to.route("/openapi.json", to.openapi, "GET"),
+        *to.route("/models", to.models, "GET"),
+        *to.route("/{model}", to.model, "GET", "POST"),
+        *to.route("/{model}/decode", to.decode, "POST"),
+        *to.route("/{model}/encode", to.encode, "POST"),
+        *to.route("/{model}/describe", to.wake, "POST"),
+    )
+
+
+def create_model_app(
+    name: str, models: Models, max_body: int, deadline_s: float, has_connections: bool = False
+) -> ASGIApp:
+    """The same for the model `name` alone, to be hung at its own path: the direct door."""
+    to = Endpoints(models, max_body, deadline_s, only=name, has_connections=has_connections)
+    app = _app(
+        to,
+        Route("/", to.guarded(to.model), methods=["GET", "POST"]),  # first: routes are tried in turn
+        Route("/", to.guarded(to.wrong_method), methods=EVERY),
+        *to.route("/health", to.health, "GET"),
+        *to.route("/openapi.json", to.openapi, "GET"),
+        *to.route("/decode", to.decode, "POST"),
+        *to.route("/encode", to.encode, "POST"),
+        *to.route("/describe", to.wake, "POST"),
+    )
+
+    async def with_slash(scope: Scope, receive: Receive, send: Send) -> None:
+        # Where it hangs at /sd-v1, a POST to /sd-v1 has no path left, and Starlette would send it to /sd-v1/ with a 307.
+        if scope["type"] == "http" and scope["path"] == scope.get("root_path", ""):
+            scope = {**scope, "path": scope["path"] + "/"}
+        await app(scope, receive, send)
+
+    return with_slash
+
+
+def _app(to: Endpoints, *routes: Route) -> Starlette:
+    handlers: dict[Any, Any] = {404: _handler(to.guarded(to.unknown)), 405: _handler(to.guarded(to.wrong_method))}
+    app = Starlette(routes=routes, exception_handlers=handlers)
+    app.router.redirect_slashes = False
+    return app
+
+
+class Endpoints:
+    """What each route does. Each raises RemoteVAEError; `guarded` makes an answer of it."""
+
+    def __init__(
+        self,
+        models: Models,
+        max_body: int,
+        deadline_s: float,
+        hosts: Mapping[str, str] = MappingProxyType({}),
+        only: str = "",
+        has_connections: bool = False,
+    ) -> None:
+        self._has_connections = has_connections
+        self._models = models
+        self._only = only
+        self._max_body = max_body
+        self._deadline_s = deadline_s
+        self._hosts = {host.lower(): name for host, name in hosts.items()}
+
+    async def health(self, request: Request) -> Response:
+        return JSONResponse({"status": "ok", "models": len(self._models.names())})
+
+    async def openapi(self, request: Request) -> Response:
+        return JSONResponse(document())
+
+    async def models(self, request: Request) -> Response:
+        return JSONResponse({"models": [self._models.describe(name) for name in self._models.names()]})
+
+    async def wake(self, request: Request) -> Response:
+        description = await asyncio.wait_for(self._models.ask(self._name(request)), self._deadline_s)
+        request.state.model = self._name(request)
+        return JSONResponse(description)
+
+    async def decode(self, request: Request) -> Response:
+        return await self._answer(request, self._name(request), "decode")
+
+    async def encode(self, request: Request) -> Response:
+        return await self._answer(request, self._name(request), "encode")
+
+    async def model(self, request: Request) -> Response:
+        if request.method in ("GET", "HEAD"):
+            description = self._models.describe(self._name(request))
+            request.state.model = self._name(request)
+            return JSONResponse(description)
+        return await self._answer(request, self._name(request), None)
+
+    async def by_host(self, request: Request) -> Response:
+        """The way of clients that hold a host name for an endpoint, and no path."""
+        name = self._hosts.get(request.headers.get("host", "").partition(":")[0].lower())
+        if request.method != "POST" or name is None:
+            return await self.unknown(request)
+        return await self._answer(request, name, None)
+
+    async def unknown(self, request: Request) -> Response:
+        raise UnknownRoute(f"No route {_path(request)!r}; POST to /<model> or GET /models, /<model>, /health")
+
+    async def wrong_method(self, request: Request) -> Response:
+        raise WrongMethod(
+            f"{request.method} is not for {_path(request)!r}; decoding and encoding are a POST to /<model>, "
+            "reading is a GET"
+        )
+
+    async def _answer(self, request: Request, name: str, verb: Verb | None) -> Response:
+        """Read the request, have the model answer it, write its result."""
+        model = self._models.find(name)  # before the body: an unknown model is not worth reading it
+        request.state.model = name
+        now = asyncio.get_running_loop().time
+        give_up = now() + min(deadline_of(request.headers) or self._deadline_s, self._deadline_s)
+
+        async def read_and_answer() -> tuple[VAERequest, Result]:
+            body = await _read(request, self._max_body)
+            read = read_request(verb, _query(request), _headers(request), body)
+            return read, await _unless_gone(request, model(replace(read, deadline_s=max(give_up - now(), 0.001))))
+
+        read, result = await asyncio.wait_for(read_and_answer(), give_up - now())
+        headers, body = result.to_http(read.reply)
+        return reply(headers, memoryview(body), self._has_connections)
+
+    def _name(self, request: Request) -> str:
+        """The model that a path means; where it names none, the one that lives at this door."""
+        return str(request.path_params.get("model", self._only))
+
+    def route(self, path: str, endpoint: Endpoint, *methods: str) -> list[Route]:
+        # Both spellings are answered: Starlette's redirect (307) would make the client send its body twice.
+        spellings = (path, path + "/")
+        right = [Route(spelling, self.guarded(endpoint), methods=list(methods)) for spelling in spellings]
+        # What a path is not for is said there, before `/{model}` takes its name for a model's.
+        return right + [Route(spelling, self.guarded(self.wrong_method), methods=EVERY) for spelling in spellings]
+
+    def guarded(self, endpoint: Endpoint) -> Endpoint:
+        """The endpoint with every failure turned into the contract's JSON; on every answer the request's id and, where a
+        model is concerned, its name."""
+
+        async def run(request: Request) -> Response:
+            sent = request.headers.get("x-request-id", "")
+            request_id = sent if _REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
+            try:
+                response = await endpoint(request)
+            except ClientDisconnect:
+                return Response(status_code=499)  # nobody reads it
+            except DeadlineExceeded as error:
+                response = _answer(error, request_id)
+            except (TimeoutError, asyncio.TimeoutError):
+                response = _answer(DeadlineExceeded(_too_late(request, self._deadline_s)), request_id)
+            except RemoteVAEError as error:
+                response = _answer(error, request_id)
+            except Exception:
+                logger.exception("request %s failed", request_id)
+                response = _answer(
+                    InternalError("The server failed; its log has the details under this request id"), request_id
+                )
+            if model := getattr(request.state, "model", ""):
+                response.headers["x-vae-model"] = model
+            # A proxy that numbers requests, as Serve's does, puts its number on the answer itself.
+            if sent != request_id:
+                response.headers["x-request-id"] = request_id
+            return response
+
+        return run
+
+
+def _path(request: Request) -> str:
+    return (request.url.path.rstrip("/") or "/")[:200]
+
+
+def _too_late(request: Request, deadline_s: float) -> str:
+    if request.headers.get(DEADLINE_HEADER) and (deadline_of(request.headers) or deadline_s) < deadline_s:
+        return f"No result within the {request.headers[DEADLINE_HEADER]} ms that the client gives it"
+    return f"No result within the server's deadline of {deadline_s:g} s"
+
+
+def _handler(endpoint: Endpoint) -> Callable[[Request, Exception], Awaitable[Response]]:
+    async def handle(request: Request, _: Exception) -> Response:
+        return await endpoint(request)
+
+    return handle
+
+
+def _query(request: Request) -> list[tuple[str, str]]:
+    """Decoded pairs, as Starlette's `query_params` has them, which makes three mappings of them besides."""
+    return parse_qsl(request.scope["query_string"].decode("latin-1"), keep_blank_values=True)
+
+
+def _headers(request: Request) -> dict[str, str]:
+    """By lower-case name; of several the first. `dict(request.headers)` would look each name up in all of them."""
+    return dict(reversed(request.headers.items()))
+
+
+async def _read(request: Request, max_body: int) -> bytearray:
+    """The whole body, read no further than the limit."""
+    limit = f"{max_body} bytes ({max_body / 2**20:g} MiB: max_body_mib)"
+    too_large = BodyTooLarge(f"The body is over the server's limit of {limit}", parameter="body")
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and (len(announced) > 18 or int(announced) > max_body):
+        raise too_large
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > max_body:
+            raise too_large
+    return body
+
+
+async def _unless_gone(request: Request, answer: Awaitable[Result]) -> Result:
+    """The answer, given up where its client hangs up. Serve cancels as well, unless the client's header tells it not to look.
+    Raises ClientDisconnect."""
+    answering, going = asyncio.ensure_future(answer), asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({answering, going}, return_when=asyncio.FIRST_COMPLETED)
+        if not answering.done() and going.exception() is None:
+            raise ClientDisconnect
+        return await answering
+    finally:
+        answering.cancel()
+        going.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        await asyncio.sleep(0)
+
+
+def _answer(error: RemoteVAEError, request_id: str) -> Response:
+    error.request_id = request_id
+    status, headers, body = errors.render(error)
+    return Response(body, status, headers)

@@ -1,0 +1,74 @@
+"""`Ingress`: the Serve deployment at `/`. Parses HTTP (`http`) and routes by model (`catalogue`) over Ray handles. Knows no
+torch: it never touches a latent."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import Any
+
+from starlette.applications import Starlette
+
+from remote_vae.errors import ModelFailed, ModelStarting
+from remote_vae.protocol.request import Request
+from remote_vae.protocol.wire import Result
+from remote_vae.transports.handle import HandleTransport
+from remote_vae_serve.config import IngressConfig
+from remote_vae_serve.http.app import Answerer, create_app
+from remote_vae_serve.ingress.model_registry import ModelRegistry
+
+PATIENCE_S = 14.0  # a client hears within 20 s that nobody can place its model
+WATCH_S = 1.0
+
+
+class Ingress:
+    """The models of the cluster, as an HTTP app."""
+
+    def __init__(self, config: IngressConfig) -> None:
+        self._config = config
+        self._registry = ModelRegistry(config.models)
+
+    def __serve_build_asgi_app__(self) -> Starlette:
+        """Serve calls this after the constructor and serves what it returns."""
+        config = self._config
+        return create_app(self, config.max_body, config.deadline_s, config.hosts, config.has_connections)
+
+    def find(self, name: str) -> Answerer:
+        """The way to a model. Raises UnknownModel, ModelFailed or ModelStarting."""
+        model = self._registry.get(name)
+        if model.transport is not None:
+            return partial(self._answer, model.transport, name)
+        if model.state == "failed":
+            raise ModelFailed(f"{name} could not be deployed: {model.reason}", retry_after=30)
+        raise ModelStarting(f"{name} is being deployed; try again", retry_after=2)
+
+    async def _answer(self, transport: HandleTransport, name: str, request: Request) -> Result:
+        """Send the request on; give up where the model's replica cannot be placed, which could last for ever."""
+        answer = asyncio.ensure_future(transport.try_one_async(request))
+        patience = PATIENCE_S
+        try:
+            while True:
+                done, _ = await asyncio.wait({answer}, timeout=WATCH_S)
+                if done:
+                    result = answer.result()
+                    self._registry.mended(name)
+                    return result
+                shortage = self._registry.get(name).shortage
+                patience = patience - WATCH_S if shortage else PATIENCE_S
+                if shortage and patience <= 0:
+                    raise ModelStarting(f"{name} {shortage}; try again", retry_after=10)
+        finally:
+            answer.cancel()
+
+    async def ask(self, name: str) -> dict[str, Any]:
+        """What a replica says of the model; one is started where there is none."""
+        self.find(name)
+        transport = self._registry.get(name).transport
+        assert transport is not None
+        return await transport.describe_async(wake=True)
+
+    def describe(self, name: str) -> dict[str, Any]:
+        return self._registry.get(name).describe()
+
+    def names(self) -> list[str]:
+        return self._registry.names()

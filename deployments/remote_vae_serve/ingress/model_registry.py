@@ -1,0 +1,215 @@
+"""The models of the cluster and their states, as Serve and their replicas tell them. Reading it never wakes a replica.
+
+A background thread asks Serve about once a second, so that a request finds its model in a dictionary.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import ray
+from ray import serve
+from ray.serve.exceptions import RayServeException
+
+from remote_vae.errors import UnknownModel
+from remote_vae.protocol.wire import PROTOCOL
+from remote_vae.transports.handle import HandleTransport
+from remote_vae.transports.retry import RetryPolicy
+from remote_vae_serve.http.app import RESERVED
+from remote_vae_serve.ingress.resource_shortages import Shortage, shortages
+from remote_vae_serve.scaling import ASKED_FOR_S, ask_to_yield
+
+logger = logging.getLogger("ray.serve")
+
+State = Literal["cold", "starting", "ready", "failed"]
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+REFRESH_S = 1.0
+ENDLESS = RetryPolicy(timeout=None)
+ASK_AGAIN_S = 30.0  # a failed replica may have mended; asked more often, it would never look idle to the autoscaler
+GRACE_S = 6.0  # a replica's process starts within it; longer, and what it lacks is held by others
+DESCRIBE_TIMEOUT_S = 5.0
+FIRST_READ_S = 20.0
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model.
+
+    Attributes:
+        arguments: what its application was built with: plain values, the protocol number among them.
+        reason: why it is in this state; "" where there is nothing to say.
+        running: ids of the replicas that answer.
+        reported: what a replica last said of itself; empty before the first.
+        transport: the way to it; None where it failed to deploy.
+        asked_at: when a replica was last asked, on the monotonic clock.
+        shortage: what its first replica waits for; None if for nothing.
+    """
+
+    name: str
+    state: State
+    arguments: Mapping[str, Any]
+    reason: str = ""
+    running: frozenset[str] = frozenset()
+    reported: Mapping[str, Any] = field(default_factory=dict)
+    transport: HandleTransport | None = None
+    asked_at: float = 0.0
+    shortage: Shortage | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """For `GET /<model>`."""
+        description = {**self.arguments, **self.reported, "name": self.name, "state": self.state}
+        if self.reason:
+            description["reason"] = self.reason
+        return description
+
+
+class ModelRegistry:
+    """The models, kept up to date in the background; reading is thread-safe.
+
+    Args:
+        only: the applications to serve; every VAE application of the cluster if None.
+    """
+
+    def __init__(self, only: tuple[str, ...] | None = None) -> None:
+        self._only = only
+        self._models: Mapping[str, Model] = {}
+        self._warned: set[str] = set()
+        self._waiting_since: dict[str, float] = {}
+        self._read_once = threading.Event()
+        # Never on the caller's own thread, which is a replica's event loop: a replica is asked there by a blocking call.
+        threading.Thread(target=self._keep_fresh, name="model-registry", daemon=True).start()
+        self._read_once.wait(FIRST_READ_S)
+
+    def names(self) -> list[str]:
+        return sorted(self._models)
+
+    def get(self, name: str) -> Model:
+        """The model of that name. Raises UnknownModel naming those that are served."""
+        try:
+            return self._models[name]
+        except KeyError:
+            served = ", ".join(self.names()) or "none yet"
+            raise UnknownModel(f"No model {name[:80]!r} here; served: {served}", parameter="model") from None
+
+    def refresh(self) -> None:
+        """Read Serve's state once."""
+        from ray.serve.context import _get_global_client
+
+        # serve.status() leaves out user_config, replica ids and where replicas are.
+        details = _get_global_client().get_serve_details()
+        applications = details["applications"]
+        waiting = shortages(applications, ray.cluster_resources(), ray.available_resources())
+        models = {}
+        for name, application in applications.items():
+            if self._only is not None and name not in self._only:
+                continue
+            model = self._model(name, application, waiting.get(name))
+            if model is not None:
+                models[name] = model
+        if set(models) != set(self._models):
+            http = details.get("http_options") or {}
+            where = f"http://{http.get('host')}:{http.get('port')}"
+            logger.info("Serving %s at %s/<model>", ", ".join(sorted(models)) or "no model yet", where)
+        self._models = models
+        now = time.monotonic()
+        self._waiting_since = {name: self._waiting_since.get(name, now) for name in waiting}
+        for name, shortage in waiting.items():
+            if shortage.holders and (shortage.certain or now - self._waiting_since[name] > GRACE_S):
+                # One at a time: the next is asked when this one turns out to be busy.
+                ask_to_yield(shortage.holders[int(now / ASKED_FOR_S) % len(shortage.holders)])
+
+    def mended(self, name: str) -> None:
+        """A model that was known as failed has answered: ask its replica anew at the next refresh."""
+        model = self._models.get(name)
+        if model is not None and model.state == "failed":
+            self._models = {**self._models, name: replace(model, asked_at=-ASK_AGAIN_S)}
+
+    def _keep_fresh(self) -> None:
+        while True:
+            try:
+                self.refresh()
+            except Exception:  # the controller restarts now and then; the last known state serves meanwhile
+                logger.warning("Serve's state could not be read", exc_info=True)
+            self._read_once.set()
+            time.sleep(REFRESH_S)
+
+    def _model(self, name: str, application: Mapping[str, Any], shortage: Shortage | None) -> Model | None:
+        """The model that an application is, or None where it is none of ours."""
+        known = self._models.get(name)
+        deployment = application["deployments"].get("VAE")
+        if deployment is None:
+            return self._without_deployment(name, application, known)
+        arguments = deployment["deployment_config"].get("user_config") or {}
+        if arguments.get("protocol") != PROTOCOL:
+            return self._refused(name, f"its VAE deployment does not speak handle protocol {PROTOCOL}")
+        if not NAME.fullmatch(name) or name in RESERVED:
+            return self._refused(name, "its name is reserved or not of the form [a-z0-9][a-z0-9._-]*")
+        states = {replica["replica_id"]: str(replica["state"]) for replica in deployment["replicas"]}
+        running = frozenset(replica for replica, state in states.items() if state.endswith("RUNNING"))
+        transport = known.transport if known and known.transport else _transport_to(name)
+        if not running:
+            if states or deployment["target_num_replicas"] > 0:
+                why = str(shortage) if shortage else ""
+                return Model(name, "starting", arguments, why, transport=transport, shortage=shortage)
+            if known and known.state == "failed":  # idle, it went; what it said stands until the next one starts
+                return replace(known, arguments=arguments, running=running, transport=transport)
+            return Model(name, "cold", arguments, transport=transport)
+        told = known and known.state == "ready" and known.reported
+        settled = told or (known and time.monotonic() < known.asked_at + ASK_AGAIN_S)
+        if known and settled and known.running == running:
+            return known
+        reported = _ask(name) or (known.reported if known else {})
+        state: State = "failed" if reported.get("state") == "failed" else "ready"
+        asked_at = time.monotonic()
+        return Model(name, state, arguments, reported.get("reason", ""), running, reported, transport, asked_at)
+
+    def _without_deployment(self, name: str, application: Mapping[str, Any], known: Model | None) -> Model | None:
+        """An application whose builder failed, or has not run yet, has no deployments; its config tells whether it is a VAE."""
+        config = application.get("deployed_app_config") or {}
+        if config.get("import_path") != "remote_vae_serve.app:vae":
+            return None
+        arguments = {
+            key: value for key, value in (config.get("args") or {}).items() if isinstance(value, (str, int, float))
+        }
+        if str(application["status"]).endswith("DEPLOY_FAILED"):
+            return Model(name, "failed", arguments, _sentence(application["message"]))
+        return known or Model(name, "starting", arguments)
+
+    def _refused(self, name: str, why: str) -> Model | None:
+        if name not in self._warned:
+            self._warned.add(name)
+            logger.warning("application %s is not served: %s", name, why)
+        return None
+
+
+def _transport_to(name: str) -> HandleTransport | None:
+    try:
+        return HandleTransport(serve.get_app_handle(name), ENDLESS)  # the HTTP side has the deadline
+    except RayServeException:
+        return None  # not there yet; the next refresh tries again
+
+
+def _ask(name: str) -> dict[str, Any]:
+    """What a running replica says of itself; {} if it does not answer soon."""
+    try:
+        return HandleTransport.of_app(name, RetryPolicy(DESCRIBE_TIMEOUT_S)).describe()
+    except Exception as error:
+        logger.warning("a replica did not describe itself: %s", error)
+        return {}
+
+
+def _sentence(message: str) -> str:
+    """What a person wants of Serve's message on a failed application: not the traceback, but what the last error said.
+
+    A pydantic error takes several lines: a header, then for each mistake the argument, the complaint, a link.
+    """
+    lines = [line.strip() for line in message.splitlines() if line.strip() and "For further information" not in line]
+    header = next((number for number, line in enumerate(lines) if "validation error" in line), len(lines) - 2)
+    said = [line.partition(" [type=")[0].removeprefix("Value error, ") for line in lines[header + 1 :]]
+    return " ".join(said)[:500] or "Serve could not deploy it; see its status"

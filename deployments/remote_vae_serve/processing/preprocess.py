@@ -1,0 +1,138 @@
+"""What clients send to be encoded, as pixels in [-1, 1]: files of pictures, uint8, floats; checked against the model's ratio.
+
+Pictures (files and uint8) are resized to the next smaller multiple of the ratio with the Lanczos filter and mapped to
+[-1, 1] in float32: the steps of diffusers' `VaeImageProcessor.preprocess`. Floats are taken as they are.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from remote_vae.errors import BadRequest
+from remote_vae.protocol.encode_request import EncodeRequest, Picture, in_rgb, in_rgba
+from remote_vae.protocol.tensors import RawTensor, to_numpy, to_torch
+from remote_vae_serve.families.family import LatentSpace
+from remote_vae_serve.processing.finite import is_finite
+
+MAX_PIXELS = 2**26
+"""Of a file's picture: 8192 x 8192. Looked at before a pixel is decoded."""
+FORMATS = ("PNG", "JPEG", "WEBP")
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Pixels as an encoder takes them.
+
+    Attributes:
+        pixels: `[B, 3, H, W]`, or `[B, 3, T, H, W]` for a video model.
+        frames: how many frames of one video each run of images in the batch is; None where they are images.
+    """
+
+    pixels: torch.Tensor
+    frames: int | None = None
+
+    def unfold(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents of frames that were encoded as images, `[B * T, C, h, w]`, as those of a video, `[B, C, T, h, w]`."""
+        return latents if self.frames is None else latents.reshape(-1, self.frames, *latents.shape[1:]).transpose(1, 2)
+
+
+def prepare(request: EncodeRequest, space: LatentSpace) -> Prepared:
+    """The pixels of a request. Raises BadRequest naming what is wrong with them."""
+    image = request.image
+    of_videos = space.family.media == "video" and space.family.takes_time
+    if isinstance(image, RawTensor) and image.dtype != "uint8":
+        return _prepared(to_torch(image), space)
+    if isinstance(image, RawTensor):
+        array = to_numpy(image)
+        if array.shape[-1] > space.pixel_channels:
+            raise BadRequest(
+                f"The pixels have shape {list(array.shape)}, with alpha; {space.class_name} takes 3 channels: leave the "
+                "fourth out",
+                parameter="shape",
+            )
+        pictures = [Image.fromarray(one) for one in (array if array.ndim == 4 else array[None])]
+    else:
+        pictures = [open_picture(image, space.pixel_channels == 4)]
+    width, height = (size - size % space.ratio for size in pictures[0].size)
+    if not width or not height:
+        raise BadRequest(
+            f"The picture is {pictures[0].width} x {pictures[0].height} pixels; {space.class_name} takes "
+            f"at least {space.ratio} x {space.ratio}",
+            parameter="image",
+        )
+    arrays = [np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS)) for picture in pictures]
+    pixels = torch.from_numpy(np.stack(arrays).astype(np.float32) / 255.0).permute(0, 3, 1, 2)
+    pixels = 2.0 * pixels - 1.0
+    if pixels.shape[1] < space.pixel_channels:
+        pixels = torch.cat([pixels, torch.ones_like(pixels[:, :1])], 1)  # opaque
+    return _prepared(pixels.transpose(0, 1)[None] if of_videos else pixels, space)
+
+
+def _prepared(pixels: torch.Tensor, space: LatentSpace) -> Prepared:
+    of_videos = space.family.takes_time
+    shape = list(pixels.shape)
+    if pixels.ndim == 3:
+        pixels = pixels[None]
+    if pixels.ndim == 4 and of_videos:
+        pixels = pixels[:, :, None]  # each image is a video of one frame
+    channels = space.pixel_channels
+    if pixels.shape[1] != channels:
+        raise BadRequest(
+            f"The pixels have shape {shape}; expected {channels} channels: [B, {channels}, H, W], [{channels}, H, W] or a video "
+            f"[B, {channels}, T, H, W]",
+            parameter="shape",
+        )
+    height, width = pixels.shape[-2:]
+    if height % space.ratio or width % space.ratio:
+        raise BadRequest(
+            f"The pixels are {width} x {height}; {space.class_name} takes multiples of {space.ratio}. Resize them, or send "
+            "them as uint8 or as a picture, which are resized here",
+            parameter="shape",
+        )
+    counted = of_videos and not space.family.any_frames
+    if counted and space.temporal_ratio and (pixels.shape[2] - 1) % space.temporal_ratio:
+        raise BadRequest(
+            f"The video has {pixels.shape[2]} frames; {space.class_name} takes 1 and a multiple of {space.temporal_ratio}: "
+            f"1, {1 + space.temporal_ratio}, {1 + 2 * space.temporal_ratio}, ...",
+            parameter="shape",
+        )
+    if not is_finite(pixels):
+        raise BadRequest("The pixels contain NaN or infinity; nothing can be encoded from them", parameter="tensor")
+    if of_videos or pixels.ndim == 4:
+        return Prepared(
+            pixels
+        )  # as `preprocess` leaves them, channels last: a convolution rounds otherwise for other strides
+    return Prepared(pixels.transpose(1, 2).flatten(0, 1), frames=pixels.shape[2])
+
+
+def open_picture(file: Picture, alpha: bool = False) -> Image.Image:
+    """The picture in a file, upright, RGB; RGBA with `alpha`.
+
+    Raises:
+        BadRequest: no PNG, JPEG or WebP, too many pixels, or broken.
+    """
+    try:
+        picture = Image.open(io.BytesIO(file.data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadRequest(f"The picture is too large: {error}", parameter="image") from error
+    except Exception as error:  # on hostile bytes Pillow raises what it pleases
+        raise BadRequest(
+            "The body is no PNG, JPEG or WebP; for pixels send shape and dtype", parameter="image"
+        ) from error
+    if picture.width * picture.height > MAX_PIXELS:
+        raise BadRequest(
+            f"The picture is {picture.width} x {picture.height} pixels; at most {MAX_PIXELS} are taken",
+            parameter="image",
+        )
+    try:
+        ImageOps.exif_transpose(picture, in_place=True)
+        return in_rgba(picture) if alpha else in_rgb(picture)
+    except Exception as error:
+        raise BadRequest(
+            f"The picture cannot be read to its end ({type(error).__name__})", parameter="image"
+        ) from error

@@ -1,0 +1,218 @@
+"""`DeviceWorker`: the one thread that decodes and encodes run on, and the queue before it, with dynamic batching: decodes of one
+shape that wait together run as one batch. There is no timer: a lone request never waits for others."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from remote_vae.errors import DeadlineExceeded, RemoteVAEError
+from remote_vae_serve.replica.latency import LatencyEstimator
+
+logger = logging.getLogger("ray.serve")
+
+PAUSE_S = 30.0
+"""Longer than a picture takes to be made: who makes one after the other finds the device as it left it."""
+
+Run = Callable[[torch.Tensor], tuple[torch.Tensor, Any]]
+"""Work on a batch, sample by sample independent but for the last place of a float; and a note on how it was done."""
+
+
+@dataclass(frozen=True, eq=False)
+class Done:
+    """What became of a job.
+
+    Attributes:
+        output: what its `finish` gave.
+        note: of its `run`.
+        began, ended: on `time.perf_counter`.
+    """
+
+    output: Any
+    note: Any
+    began: float
+    ended: float
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One request's turn on the device.
+
+    Attributes:
+        batch: what goes in, `[B, ...]`, on the host.
+        run: what to do with it.
+        finish: what leaves the device of its own part of the output; runs there.
+        latency: how long such work takes.
+        run_together: what to do with a batch of several jobs, where it is something else.
+        batch_key: jobs of equal keys may run as one batch; None runs alone.
+        batch_limit: largest batch it may be part of.
+        give_up: moment on `time.perf_counter` after which nobody waits for it.
+        done: cancelled, the job is dropped where it waits.
+    """
+
+    batch: torch.Tensor
+    run: Run
+    finish: Callable[[torch.Tensor], Any]
+    latency: LatencyEstimator = field(default_factory=LatencyEstimator)
+    run_together: Run | None = None
+    batch_key: Hashable = None
+    batch_limit: int = 1
+    give_up: float | None = None
+    done: Future[Done] = field(default_factory=Future)
+
+
+class DeviceWorker:
+    """Runs jobs one after the other, in the order they came, and in one batch with them what may.
+
+    Args:
+        enter: entered once by the thread: the stream its work goes to.
+        on_idle: called by the thread in a pause, once.
+    """
+
+    def __init__(
+        self, enter: Callable[[], AbstractContextManager[object]], on_idle: Callable[[], None] = lambda: None
+    ) -> None:
+        self._enter, self._on_idle = enter, on_idle
+        self._waiting: deque[Job] = deque()
+        self._running: tuple[float, float] | None = None  # since when, and for how long as far as can be told
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="device", daemon=True)
+        self._thread.start()
+
+    async def run(self, job: Job) -> Done:
+        """Submit a job and wait for it; cancelled while it waits (its client left), it never runs. Raises what the work does."""
+        self.submit(job)
+        return await asyncio.wrap_future(job.done)
+
+    def submit(self, job: Job) -> None:
+        with self._changed:
+            self._waiting.append(job)
+            self._changed.notify()
+
+    def wait_s(self) -> float:
+        """Seconds until a job that came now would begin, as far as can be told."""
+        with self._changed:
+            waiting = sum(job.latency.predict(job.batch.numel()) for job in self._waiting)
+            running = self._running
+        if running is None:
+            return waiting
+        began, predicted = running
+        return waiting + max(0.0, began + predicted - time.perf_counter())
+
+    def close(self) -> None:
+        """Cancel what waits; what runs ends."""
+        with self._changed:
+            self._closed = True
+            while self._waiting:
+                self._waiting.popleft().done.cancel()
+            self._changed.notify()
+
+    def _work(self) -> None:
+        with self._enter(), torch.inference_mode():
+            while jobs := self._next():
+                self._run(jobs)
+                self._running = None
+                del jobs  # or an idle device would hold the last request's latents and pixels
+
+    def _next(self) -> list[Job]:
+        """The first job that is still wanted and those that may run with it; empty when closed."""
+        pause: float | None = PAUSE_S
+        while True:
+            with self._changed:
+                is_pause = not self._changed.wait_for(lambda: self._waiting or self._closed, pause)
+                while self._waiting:
+                    first = self._waiting.popleft()
+                    if _starts(first):
+                        return [first, *self._batch_with(first)]
+                if self._closed:
+                    return []
+            if is_pause:  # not under the lock: who submits work never waits for this
+                self._on_idle()
+                pause = None
+
+    def _batch_with(self, first: Job) -> list[Job]:
+        """The jobs that wait and may run as one batch with the first."""
+        others: list[Job] = []
+        size, limit = len(first.batch), first.batch_limit
+        if first.batch_key is None or size >= limit:
+            return others
+        left: deque[Job] = deque()
+        while self._waiting:
+            job = self._waiting.popleft()
+            fits = job.batch_key == first.batch_key and size + len(job.batch) <= min(limit, job.batch_limit)
+            if not fits:
+                left.append(job)
+            elif _starts(job):
+                others.append(job)
+                size, limit = size + len(job.batch), min(limit, job.batch_limit)
+        self._waiting = left
+        return others
+
+    def _run(self, jobs: Sequence[Job]) -> None:
+        began = time.perf_counter()
+        first, values = jobs[0], sum(job.batch.numel() for job in jobs)
+        self._running = began, first.latency.predict(values)
+        try:
+            if len(jobs) == 1:
+                output, note = first.run(first.batch)
+                parts: Sequence[torch.Tensor] = (output,)
+            else:
+                output, note = (first.run_together or first.run)(torch.cat([job.batch for job in jobs]))
+                parts = torch.split(output, [len(job.batch) for job in jobs])
+        except BaseException as error:
+            if len(jobs) == 1:
+                first.done.set_exception(_without_tensors(error))
+                return
+            if not isinstance(error, RemoteVAEError):
+                logger.warning("a batch of %d failed (%s); its members run one by one", len(jobs), type(error).__name__)
+        else:
+            first.latency.learn(values, time.perf_counter() - began)
+            for job, part in zip(jobs, parts, strict=True):
+                try:
+                    job.done.set_result(Done(job.finish(part), note, began, time.perf_counter()))
+                except BaseException as error:
+                    job.done.set_exception(_without_tensors(error))
+            return
+        # Only here is the error gone, and with it what the batch had on the device: it may have been out of memory.
+        for job in jobs:
+            self._run([job])
+
+
+def _without_tensors(error: BaseException) -> BaseException:
+    """The error with its traceback as text: one of frames keeps their tensors on the device, and the job, which keeps the error,
+    until the garbage collector comes round."""
+    if not isinstance(error, RemoteVAEError):
+        error.__cause__ = _Traceback("".join(traceback.format_exception(type(error), error, error.__traceback__)))
+    else:
+        error.__cause__ = None
+    error.__context__ = None
+    return error.with_traceback(None)
+
+
+class _Traceback(Exception):
+    """Where an error was raised, for a log that shows causes."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
+
+
+def _starts(job: Job) -> bool:
+    """Mark the job as running; False where it was cancelled, or its client has given up."""
+    if not job.done.set_running_or_notify_cancel():
+        return False
+    if job.give_up is not None and time.perf_counter() > job.give_up:
+        job.done.set_exception(DeadlineExceeded("The request waited for the model longer than its client waits for it"))
+        return False
+    return True

@@ -1,0 +1,245 @@
+"""`VAE`: the Serve deployment of one model. A replica holds the weights; it is called by the ingress and by generator
+actors, with the same plain tuples. Knows no torch."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray import serve
+from ray.util.metrics import Counter
+from starlette.types import ASGIApp
+
+from remote_vae.errors import ModelFailed, RemoteVAEError
+from remote_vae.protocol.decode_request import DecodeRequest
+from remote_vae.protocol.encode_request import EncodeRequest
+from remote_vae.protocol.hints import PARAMETERS
+from remote_vae.protocol.request import Request
+from remote_vae.protocol.wire import PROTOCOL, Result
+from remote_vae_serve.config import VAEConfig
+from remote_vae_serve.http.app import Answerer, create_model_app
+
+if TYPE_CHECKING:
+    from remote_vae_serve.engine.base import Engine, Event
+    from remote_vae_serve.replica.pipeline import Pipeline
+
+logger = logging.getLogger("ray.serve")
+
+HELD_S = 0.01
+
+
+class VAE:
+    """One replica of one model.
+
+    A model that cannot be loaded does not raise here: Serve would start the replica again for ever, showing nobody the
+    reason. The replica comes up failed instead, answers every request with the reason, and tries again after
+    `retry_s` at the next request.
+
+    Args:
+        config: with `num_gpus` resolved to a number.
+    """
+
+    def __init__(self, config: VAEConfig) -> None:
+        self._config = config
+        self._model = serve.get_replica_context().app_name
+        self._pipeline: Pipeline | None = None
+        self._engine: Engine | None = None
+        self._failure: ModelFailed | None = None
+        self._next_try = 0.0
+        self._loading = asyncio.Lock()
+        self._startup: dict[str, float] = {}
+        self._events = Counter(
+            "remote_vae_events",
+            description="Decodes in tiles (tiled), repeated in float32 (float32), that ran out of memory (out_of_memory).",
+            tag_keys=("model", "event"),
+        )
+        self._load()
+
+    @property
+    def name(self) -> str:
+        return str(self._model)
+
+    async def decode(self, plain: tuple[Any, ...], may_reject: bool = False) -> tuple[Any, ...] | None:
+        """Decode one request: `DecodeRequest.to_plain()` in, `Result.to_plain()` out.
+
+        Args:
+            may_reject: None may be answered where this replica has long work before it: ask again, another may be free. Serve
+                spreads requests by their number, which takes a video of ten seconds for as much as an image of 20 ms.
+
+        Raises:
+            RemoteVAEError: what went wrong.
+        """
+        return await self._answer(DecodeRequest.from_plain(plain), may_reject)
+
+    async def encode(self, plain: tuple[Any, ...], may_reject: bool = False) -> tuple[Any, ...] | None:
+        """Encode one request: `EncodeRequest.to_plain()` in, `Result.to_plain()` out; else as `decode`."""
+        return await self._answer(EncodeRequest.from_plain(plain), may_reject)
+
+    async def _answer(self, request: Request, may_reject: bool) -> tuple[Any, ...] | None:
+        pipeline = await self._ready()
+        if may_reject and pipeline.is_busy_for(request):
+            # Handed back after a moment: meanwhile it counts here, and Serve's router sends the next ones elsewhere.
+            await asyncio.sleep(HELD_S)
+            if pipeline.is_busy_for(request):
+                return None
+        return (await pipeline.answer(request)).to_plain()
+
+    async def describe(self, wake: bool = False) -> dict[str, Any]:
+        """The model as this replica sees it: plain values. `wake` has a failed one try again, if it is time."""
+        if wake:
+            with contextlib.suppress(ModelFailed):  # it is told in the description
+                await self._ready()
+        return self.description()
+
+    def description(self) -> dict[str, Any]:
+        """What `describe` says."""
+        description = describe_arguments(self._config) | {
+            "name": self._model,
+            "state": "failed" if self._failure else "ready",
+        }
+        if self._failure is not None:
+            description["reason"] = self._failure.message
+        if self._engine is not None:
+            space = self._engine.space
+            description |= {
+                "startup": self._startup,
+                "device": self._engine.device,
+                "gpu_ids": ray.get_gpu_ids(),
+                "dtype": str(self._engine.dtype).removeprefix("torch."),
+                "encode_dtype": str(self._engine.encode_dtype).removeprefix("torch."),
+                "encode": self._engine.encodes,
+                "revision": self._engine.revision,
+                "class": space.class_name,
+                "family": space.family.name,
+                "latents": space.family.expected(space),
+                "latent_channels": space.channels,
+                "spatial_ratio": space.ratio,
+                "temporal_ratio": space.temporal_ratio,
+                "video": space.family.media == "video",
+                "scaling_factor": space.scaling_factor,
+                "shift_factor": space.shift_factor,
+                "hints": {
+                    parameter.name: parameter.meaning for parameter in PARAMETERS if parameter.name in space.takes
+                },
+                "application_hints": self._engine.hints.to_plain(),
+                "config": dict(self._engine.model_config),
+            }
+        return description
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        """Serve calls this after the constructor: the direct door, where the application has a path of its own."""
+        config = self._config
+        return create_model_app(
+            self._model, SingleModel(self), config.max_body, config.deadline_s, config.has_connections
+        )
+
+    async def answer(self, request: Request) -> Result:
+        """Decode or encode one request that came by this replica's own HTTP side. Raises RemoteVAEError."""
+        return await (await self._ready()).answer(request)
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Serve asks for this method where a deployment has a `user_config`; ours is a notice for the ingress to read."""
+
+    def _load(self) -> None:
+        began, started = time.time(), time.monotonic()
+        from remote_vae_serve.replica.pipeline import Pipeline
+
+        try:
+            engine = build_engine(self._config, self._count)
+            imported = time.monotonic()
+            engine.load()
+        except RemoteVAEError as error:
+            self._failure = ModelFailed(error.message, retry_after=self._config.retry_s)
+            self._next_try = time.monotonic() + self._config.retry_s
+            logger.error("%s cannot serve: %s", self._model, error.message)
+            return
+        self._failure, self._engine, self._pipeline = None, engine, Pipeline(engine, self._model)
+        self._startup = {
+            "began": began,
+            "imports_s": round(imported - started, 3),
+            "weights_s": round(time.monotonic() - imported, 3),
+        }
+        logger.info("%s is ready on %s after %.1f s", self._model, engine.device, time.monotonic() - started)
+
+    def _count(self, event: Event) -> None:
+        """For whoever keeps the service up at night: `remote_vae_events` among Ray's metrics."""
+        self._events.inc(tags={"model": self._model, "event": event})
+
+    async def _ready(self) -> Pipeline:
+        if self._pipeline is None:
+            async with self._loading:
+                if self._failure is not None and time.monotonic() >= self._next_try:
+                    await asyncio.to_thread(self._load)
+            if self._failure is not None:
+                raise ModelFailed(self._failure.message, retry_after=self._config.retry_s)
+        assert self._pipeline is not None
+        return self._pipeline
+
+
+class SingleModel:
+    """The `Models` of the direct door: the one that this replica holds."""
+
+    def __init__(self, vae: VAE) -> None:
+        self._vae = vae
+
+    def find(self, name: str) -> Answerer:
+        return self._vae.answer
+
+    def describe(self, name: str) -> dict[str, Any]:
+        return self._vae.description()
+
+    async def ask(self, name: str) -> dict[str, Any]:
+        return await self._vae.describe(wake=True)
+
+    def names(self) -> list[str]:
+        return [self._vae.name]
+
+
+def describe_arguments(config: VAEConfig) -> dict[str, Any]:
+    """What can be said of a model without a replica of it."""
+    fields = ("source", "subfolder", "revision", "variant", "dtype", "encode_dtype", "device", "num_gpus")
+    return {"protocol": PROTOCOL} | {
+        name: getattr(config, name) for name in fields if getattr(config, name) is not None
+    }
+
+
+def build_engine(config: VAEConfig, on_event: Callable[[Event], object]) -> Engine:
+    """The engine of a model, on the device that this replica was given. Raises ModelFailed."""
+    import torch
+
+    from remote_vae_serve.engine.diffusers_engine import DiffusersEngine
+
+    if config.fake is not None:
+        from remote_vae_serve.engine.fake import FakeEngine
+
+        return FakeEngine(config.fake, on_event)
+    assigned = len(ray.get_gpu_ids())
+    return DiffusersEngine(config, resolve_device(config, assigned, torch.cuda.is_available()), on_event)
+
+
+def resolve_device(config: VAEConfig, assigned: int, cuda: bool) -> str:
+    """`cpu` or `cuda` for a replica to which Ray assigned so many GPUs.
+
+    Raises:
+        ModelFailed: the arguments ask for a GPU, and this replica has none or cannot use it.
+    """
+    if config.device == "cpu":
+        return "cpu"
+    wanted = config.num_gpus != "auto" and config.num_gpus > 0
+    if assigned == 0 and (wanted or config.device == "cuda"):
+        raise ModelFailed(
+            f"device is {config.device} and num_gpus {config.num_gpus}, but Ray assigned this replica no GPU. "
+            "Does serve_config.yaml set ray_actor_options? They replace those of the model, its GPU included: "
+            "set num_gpus and num_cpus under args instead"
+        )
+    if assigned and not cuda:
+        raise ModelFailed(
+            "Ray assigned this replica a GPU, but torch cannot use CUDA here: install a CUDA build of torch, "
+            "or set device: cpu"
+        )
+    return "cuda" if assigned else "cpu"

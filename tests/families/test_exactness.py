@@ -79,6 +79,6 @@ def test_every_layout_of_the_table_but_one_image_is_that_of_a_case() -> None:
     for case in CASES:
         module, size, hints = case.build(), case.parameters, hints_of(case)
         space = latent_space_of(case.class_name, module.config, module)
-        hints = RequestHints(size.get("height"), size.get("width"), hints)
+        hints = RequestHints.merged(hints, size.get("height"), size.get("width"))
         met.add(space.family.layout_of(case.latents(module), space, hints).expects)
     assert {layout.expects for row in FAMILIES for layout in row.layouts} - met == {ONE_IMAGE.expects}

@@ -24,7 +24,7 @@ from benchmarks.gpu.stages import to_uint8  # noqa: E402
 from benchmarks.gpu.tables import render  # noqa: E402
 from benchmarks.gpu.works import Work, works  # noqa: E402
 
-from remote_vae_serve import codecs  # noqa: E402
+from remote_vae_serve.processing import postprocess  # noqa: E402
 
 MIB = 2**20
 BY_NAME = {model.name: model for model in MODELS}
@@ -96,7 +96,7 @@ def test_bytes_leave_the_device_as_the_server_makes_them() -> None:
     for shape in ((1, 3, 16, 24), (1, 3, 5, 16, 24)):
         for dtype in (torch.float16, torch.bfloat16, torch.float32):
             pixels = torch.randn(shape).to(dtype)
-            assert torch.equal(to_uint8(pixels), codecs.to_uint8(pixels))
+            assert torch.equal(to_uint8(pixels), postprocess.to_uint8(pixels))
 
 
 def test_pixels_that_are_equal_rounded_or_wrong_are_told_apart() -> None:

@@ -151,19 +151,19 @@ def test_a_batch_of_several_jobs_may_be_run_otherwise_and_where_that_fails_each_
             raise RuntimeError("not together")
         return batch * 10, "together"
 
-    notes: list[Any] = []
-    fields = {"run_together": together, "finish": lambda part, note: (notes.append(note), part.tolist())[1]}
+    fields = {"run_together": together}
     fine = [bench.job(value, **fields) for value in (1, 3)]
     mixed = [bench.job(value, group="b", **fields) for value in (2, 4)]
     alone = bench.job(5, group="c", **fields)
     bench.go()
     assert [made(job) for job in (*fine, *mixed, alone)] == [[10], [30], [4], [8], [10]]
     assert (tried, bench.batches) == ([[1, 3], [2, 4]], [[2], [4], [5]])
+    notes = [job.done.result(WAIT_S).note for job in (*fine, *mixed, alone)]
     assert notes == ["together", "together", None, None, None]
 
 
 def test_an_output_that_cannot_leave_fails_its_own_job_only(bench: Bench) -> None:
-    def no(part: torch.Tensor, _: object) -> None:
+    def no(part: torch.Tensor) -> None:
         raise ValueError("no")
 
     bad, good = bench.job(1, finish=no), bench.job(2)
@@ -182,19 +182,19 @@ def test_a_closed_device_cancels_what_waits() -> None:
     assert bench.batches == []
 
 
-def test_it_says_how_long_a_newcomer_would_wait_once_it_knows_its_pace(bench: Bench) -> None:
-    pace = LatencyEstimator()
+def test_it_says_how_long_a_newcomer_would_wait_once_it_knows_its_latency(bench: Bench) -> None:
+    latency = LatencyEstimator()
     assert bench.device.wait_s() == 0.0
-    pace.learn(1, 2.0)
-    bench.job(1, 2, 3, latency=pace)
+    latency.learn(1, 2.0)
+    bench.job(1, 2, 3, latency=latency)
     assert bench.device.wait_s() == pytest.approx(6.0)
 
 
-def test_a_pace_follows_what_is_measured() -> None:
-    pace = LatencyEstimator()
-    assert pace.predict(10) == 0
-    pace.learn(10, 1.0)
-    assert pace.predict(20) == pytest.approx(2.0)
+def test_an_estimate_of_latency_follows_what_is_measured() -> None:
+    latency = LatencyEstimator()
+    assert latency.predict(10) == 0
+    latency.learn(10, 1.0)
+    assert latency.predict(20) == pytest.approx(2.0)
     for _ in range(20):
-        pace.learn(10, 3.0)
-    assert pace.predict(10) == pytest.approx(3.0, rel=0.01)
+        latency.learn(10, 3.0)
+    assert latency.predict(10) == pytest.approx(3.0, rel=0.01)

@@ -11,7 +11,6 @@ import torch
 
 from families import images, video
 from families.case import Case
-from remote_vae.protocol.hints import Hints
 from remote_vae_serve.engine.memory.estimate import LiveBytes, MemoryEstimator, on_meta
 from remote_vae_serve.engine.operation import ENCODE, Operation, run_of
 from remote_vae_serve.engine.tiling import ONE_BY_ONE, UNTILED, TilingPlan, view
@@ -51,7 +50,7 @@ def forecast_of(module: Any, space: LatentSpace) -> MemoryEstimator:
 def decode_of(space: LatentSpace) -> Operation:
     """A seed is left out: the tensor of a generator's state would be counted."""
     step = 0.05 if space.option("timestep_conditioning") else None
-    return Operation("decode", RequestHints(hints=Hints(decode_timestep=step)))
+    return Operation("decode", RequestHints(decode_timestep=step))
 
 
 def shape_of(space: LatentSpace, height: int, width: int) -> tuple[int, ...]:

@@ -19,9 +19,10 @@ from pathlib import Path
 
 import numpy as np
 import PIL
+import torch
 from PIL import Image
 
-from remote_vae_serve.codecs.codecs import JPEG_QUALITY, to_jpeg
+from remote_vae_serve.codecs.jpeg import JPEG_QUALITY, to_jpeg
 from remote_vae_serve.codecs.png import to_png
 
 PICTURE = Path(__file__).parents[1] / "docs" / "demo.png"
@@ -43,7 +44,8 @@ def pillow(pixels: np.ndarray, kind: str, **options: int) -> bytes:
 
 
 def writers(pixels: np.ndarray) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    yield "JPEG, simplejpeg (ours)", lambda: to_jpeg(pixels)
+    tensor = torch.from_numpy(pixels)
+    yield "JPEG, simplejpeg (ours)", lambda: to_jpeg(tensor)
     yield "JPEG, Pillow", lambda: pillow(pixels, "JPEG", quality=JPEG_QUALITY)
     yield "PNG, Up filter and ISA-L (ours)", lambda: to_png(pixels)
     yield "PNG, Pillow, level 1", lambda: pillow(pixels, "PNG", compress_level=1)

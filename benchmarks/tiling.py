@@ -21,12 +21,12 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderKLHunyuanVideo
 from PIL import Image
 
-from remote_vae_serve.codecs.codecs import to_uint8
 from remote_vae_serve.config import VAEConfig
 from remote_vae_serve.engine.diffusers_engine import DiffusersEngine
 from remote_vae_serve.engine.tiling import TilingPlan, view
 from remote_vae_serve.families import tile_rules
 from remote_vae_serve.families.family import Tile
+from remote_vae_serve.processing.postprocess import to_uint8
 
 OVERLAPS = (0.125, 0.25, 0.5)
 KL = {

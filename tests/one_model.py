@@ -48,7 +48,7 @@ class OneModel:
 
     def set_free(self, count: int) -> None:
         """Give the replica so many bytes for work, beside the weights that it has loaded."""
-        self.engine._budget += count - self.engine.free
+        self.engine.planner.budget += count - self.engine.planner.free
 
     def close(self) -> None:
         self.pipeline.close()

@@ -1,4 +1,4 @@
-"""Who may import whom, held over the source itself; and what the light client comes without."""
+"""Which folder may import which, and which libraries it may know: held over the source itself."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import inspect
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -15,60 +16,73 @@ import remote_vae
 from remote_vae import AsyncRemoteVAE, RemoteVAE, remote_decode, remote_encode
 
 ROOT = Path(__file__).parents[2]
+SOURCES = (ROOT / "client", ROOT / "deployments")
 
-
-def modules_of(package: Path) -> dict[str, Path]:
-    """Files by the last part of their module's name; a package inside is its `__init__`."""
-    files = {path.stem if path.stem != "__init__" else path.parent.name: path for path in package.rglob("*.py")}
-    files["__init__"] = files.pop(package.name)
-    return files
-
-
-CLIENT = modules_of(ROOT / "client" / "remote_vae")
-SERVER = modules_of(ROOT / "deployments" / "remote_vae_serve")
-
-# An import goes down only. A new module of the client gets a floor of its own here.
-FLOORS = {
-    "errors": 0, "tensors": 1, "parameters": 1, "reasons": 1, "messages": 2, "patience": 2, "hints": 3, "wire": 3,
-    "decoding": 4, "encoding": 4, "protocol": 5, "calls": 6, "transports": 6, "encode_calls": 7, "handles": 7, "local": 7,
-    "autoencoder": 7, "asking": 7, "endpoints": 8, "client": 9, "async_client": 10, "__init__": 11,
-    "tensor_files": 12, "files": 13, "benchmark": 13, "outputs": 14, "runs": 14, "options": 14, "commands": 15, "cli": 16,
+# A folder imports of ours what stands in its row, and itself; a module beside the folders is a row of its own.
+MAY_IMPORT = {
+    "remote_vae.errors": "",
+    "remote_vae.protocol": "errors",
+    "remote_vae.ray_internals": "",
+    "remote_vae.transports": "errors protocol ray_internals",
+    "remote_vae.calls": "errors protocol transports",
+    "remote_vae.autoencoder": "errors protocol",
+    "remote_vae.client": "errors protocol transports calls autoencoder",
+    "remote_vae.async_client": "errors protocol transports calls client",
+    "remote_vae": "errors calls client async_client",
+    "remote_vae.cli": "errors protocol transports calls client .",
+    "remote_vae_serve": "",
+    "remote_vae_serve.config": "",
+    "remote_vae_serve.scaling": "",
+    "remote_vae_serve.families": "",
+    "remote_vae_serve.processing": "families",
+    "remote_vae_serve.codecs": "families processing",
+    "remote_vae_serve.engine": "config families processing codecs",
+    "remote_vae_serve.http": "",
+    "remote_vae_serve.proxy": "config",
+    "remote_vae_serve.replica": "config families processing codecs engine http",
+    "remote_vae_serve.ingress": "config http scaling",
+    "remote_vae_serve.serve_config": "config http ingress",
+    "remote_vae_serve.app": "config engine ingress replica",
+    "remote_vae_serve.cli": "config engine families http ingress proxy serve_config",
 }  # fmt: skip
-KNOWS_RAY = {"app", "ingress", "catalogue", "replica", "scaling", "serve_config", "cli"}
-KNOWS_TORCH = {
-    "engine",
-    "eager",
-    "budget",
-    "finite",
-    "forecast",
-    "out_of_memory",
-    "shelf",
-    "work",
-    "families",
-    "model_config",
-    "autoencoders",
-    "image_autoencoders",
-    "video_autoencoders",
-    "model_numbers",
-    "conventions",
-    "checks",
-    "decoders",
-    "layouts",
-    "pixel_ranges",
-    "pipeline",
-    "codecs",
-    "device",
-    "pictures",
-    "transfer",
-    "video",
-    "fake",
-    "fast",
-}
-KNOWS_DIFFUSERS = {"eager", "model_config", "fast"}
+OF_THE_CLIENT = {"remote_vae.errors", "remote_vae.protocol"}
+"""What every folder of the server may import; who calls through Ray handles also the transports."""
+MAY_KNOW = {
+    "ray": {
+        "remote_vae.ray_internals", "remote_vae.transports", "remote_vae_serve.app", "remote_vae_serve.cli",
+        "remote_vae_serve.ingress", "remote_vae_serve.replica", "remote_vae_serve.scaling", "remote_vae_serve.serve_config",
+    },
+    "torch": {
+        "remote_vae.autoencoder", "remote_vae_serve.families", "remote_vae_serve.processing", "remote_vae_serve.codecs",
+        "remote_vae_serve.engine", "remote_vae_serve.replica",
+    },
+    "diffusers": {"remote_vae.autoencoder", "remote_vae_serve.engine"},
+    "starlette": {"remote_vae_serve.http", "remote_vae_serve.proxy", "remote_vae_serve.ingress", "remote_vae_serve.replica"},
+    "requests": {"remote_vae.transports"},
+}  # fmt: skip
+
+
+def modules() -> dict[str, Path]:
+    """Every module of ours, by its dotted name; a package is its `__init__`."""
+    found = {}
+    for source in SOURCES:
+        for path in source.rglob("*.py"):
+            parts = path.relative_to(source).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+ROOMS = sorted(MAY_IMPORT, key=len, reverse=True)
+
+
+def room_of(module: str) -> str:
+    """The row of MAY_IMPORT that a module belongs to."""
+    return next((room for room in ROOMS if module == room or (module.startswith(f"{room}.") and "." in room)), module)
 
 
 def imports(path: Path, lazy: bool = True) -> Iterator[str]:
-    """The modules a file imports, as dotted names down to the module; `lazy=False` leaves out those in functions."""
+    """The modules a file imports, as dotted names; `lazy=False` leaves out those in functions."""
     pending: list[ast.AST] = [ast.parse(path.read_text())]
     while pending:
         node = pending.pop()
@@ -82,53 +96,91 @@ def imports(path: Path, lazy: bool = True) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute"
-            ours = node.module in ("remote_vae", "remote_vae.cli", "remote_vae_serve")
-            yield from (f"{node.module}.{alias.name}" for alias in node.names) if ours else [str(node.module)]
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield whole if whole in MODULES else str(node.module)
 
 
-def importers(files: dict[str, Path], package: str, lazy: bool = True) -> set[str]:
-    return {name for name, path in files.items() if package in {i.split(".")[0] for i in imports(path, lazy)}}
+def ours(name: str) -> set[str]:
+    """What a module imports of ours."""
+    return {imported for imported in imports(MODULES[name]) if imported in MODULES and imported != name}
 
 
-def test_the_client_never_imports_the_server() -> None:
-    assert not importers(CLIENT, "remote_vae_serve")
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_a_folder_imports_only_what_its_row_names(room: str) -> None:
+    package = room.split(".", maxsplit=1)[0]
+    allowed = {room, *(f"{package}.{name}".removesuffix("..") for name in MAY_IMPORT[room].split())}
+    if package == "remote_vae_serve":
+        allowed |= OF_THE_CLIENT | (
+            {"remote_vae.transports", "remote_vae.ray_internals"} if room in MAY_KNOW["ray"] else set()
+        )
+    members = [name for name in MODULES if room_of(name) == room]
+    wrong = {(name, there) for name in members for there in ours(name) if room_of(there) not in allowed}
+    assert not wrong
 
 
-@pytest.mark.parametrize("name", CLIENT)
-def test_the_floors_of_the_client_are_one_way(name: str) -> None:
-    ours = {i.split(".")[-1] for i in imports(CLIENT[name]) if i.startswith("remote_vae.")}
-    below = {module for module, floor in FLOORS.items() if floor < FLOORS[name]}
-    assert ours <= below
+def test_every_module_is_in_a_row_and_every_row_has_a_module() -> None:
+    lost = {name for name in MODULES if room_of(name) not in MAY_IMPORT}
+    assert not lost, "a new folder gets a row in MAY_IMPORT"
+    empty = set(MAY_IMPORT) - {room_of(name) for name in MODULES} - {"remote_vae.ray_internals"}
+    assert not empty
 
 
-@pytest.mark.parametrize("name", SERVER)
-def test_the_server_takes_of_the_client_the_protocol_alone(name: str) -> None:
-    ours = {i.split(".")[1] for i in imports(SERVER[name]) if i.startswith("remote_vae.")}
-    requests = {"protocol", "messages", "parameters", "hints", "decoding", "encoding"}
-    of_the_protocol = requests | {"wire", "tensors", "errors"}
-    assert ours <= of_the_protocol | ({"handles", "patience"} if name in KNOWS_RAY else set())
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    TopologicalSorter({name: ours(name) for name in MODULES}).prepare()  # raises CycleError, which names them
 
 
-def test_each_library_is_known_to_few() -> None:
-    assert importers(CLIENT, "ray") <= {"handles"}
-    assert not importers(CLIENT, "ray", lazy=False)
-    assert importers(CLIENT, "torch", lazy=False) <= {"autoencoder"}  # which is imported by who asks for it
-    assert importers(CLIENT, "diffusers", lazy=False) <= {"autoencoder"}
-    assert not {name for name in CLIENT if "remote_vae.autoencoder" in set(imports(CLIENT[name], lazy=False))}
-    assert importers(SERVER, "ray") <= KNOWS_RAY
-    assert importers(SERVER, "torch", lazy=False) <= KNOWS_TORCH
-    assert importers(SERVER, "diffusers") <= KNOWS_DIFFUSERS
+@pytest.mark.parametrize("library", MAY_KNOW)
+def test_each_library_is_known_to_few_folders(library: str) -> None:
+    lazy = library not in ("torch", "diffusers")  # these cost seconds: what counts is when they are imported
+    knows = {name for name in MODULES if library in {i.split(".")[0] for i in imports(MODULES[name], lazy)}}
+    assert {room_of(name) for name in knows} <= MAY_KNOW[library]
 
 
-def test_what_only_one_room_knows_is_not_found_in_another() -> None:
-    assert not {"ray", "torch"} & {i.split(".")[0] for i in imports(SERVER["http"])}
-    for name in ("app", "ingress", "http", "replica", "catalogue", "config"):
-        modules = {i.split(".")[1] for i in imports(SERVER[name], lazy=False) if i.startswith("remote_vae_serve.")}
-        assert not modules & (KNOWS_TORCH | KNOWS_DIFFUSERS), name
+def test_what_serve_imports_to_place_a_replica_takes_no_torch_with_it() -> None:
+    """`app`, `ingress`, `http` and the replica's own module are imported where nobody decodes: seconds each time."""
+    seen: set[str] = set()
+    pending = ["remote_vae_serve.app", "remote_vae_serve.scaling", "remote_vae_serve.proxy"]
+    while pending:
+        name = pending.pop()
+        if name not in seen:
+            seen.add(name)
+            pending += [there for there in imports(MODULES[name], lazy=False) if there in MODULES]
+    slow = {
+        name for name in seen if {"torch", "diffusers"} & {i.split(".")[0] for i in imports(MODULES[name], lazy=False)}
+    }
+    assert not slow
+
+
+def test_the_light_client_imports_no_ray_and_no_torch_until_it_is_asked_for_them() -> None:
+    for name in (name for name in MODULES if name.split(".")[0] == "remote_vae" and name != "remote_vae.autoencoder"):
+        eager = set(imports(MODULES[name], lazy=False))
+        assert not {"ray", "torch", "diffusers"} & {i.split(".")[0] for i in eager}, name
+        assert "remote_vae.autoencoder" not in eager, name
+
+
+def test_no_file_is_longer_than_a_reader_can_hold() -> None:
+    longest = {path: len(path.read_text().splitlines()) for path in MODULES.values()}
+    assert {path.name: lines for path, lines in longest.items() if lines > 350} == {}
+    tests = {path: len(path.read_text().splitlines()) for path in (ROOT / "tests").rglob("*.py")}
+    assert {path.name: lines for path, lines in tests.items() if lines > 400} == {}
 
 
 def test_no_room_is_a_lumber_room() -> None:
-    assert not {"utils", "constants", "types", "helpers", "common", "misc"} & (set(CLIENT) | set(SERVER))
+    words = {word for name in MODULES for word in name.split(".")}
+    assert not {"utils", "constants", "types", "helpers", "common", "misc"} & words
+
+
+def test_the_paths_that_users_files_hold_are_where_they_were() -> None:
+    code = """
+from remote_vae_serve.app import ingress, vae
+from remote_vae_serve.config import IngressConfig, VAEConfig
+from remote_vae_serve.proxy import middlewares
+from remote_vae_serve.scaling import YieldWhenIdle
+from remote_vae import errors, remote_decode
+from remote_vae.errors import RemoteVAEError
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True).stderr == ""
 
 
 def test_the_names_of_the_package_are_these() -> None:

@@ -160,7 +160,7 @@ def test_on_a_host_that_replicas_may_share_the_log_says_what_each_takes(
         diffusers_engine(folder, memory=2)
         assert "`memory`" not in caplog.text
         engine = diffusers_engine(folder)
-    assert f"may take {engine._budget / GIB:.2f} GiB" in caplog.text
+    assert f"may take {engine.planner.budget / GIB:.2f} GiB" in caplog.text
     assert "give each its own `memory`" in caplog.text
 
 

@@ -77,7 +77,7 @@ def out_of_memory(model: OneModel, unless: Callable[[torch.Tensor], bool]) -> An
 
 
 def test_a_picture_that_does_not_fit_whole_is_encoded_in_tiles_and_says_so(model: OneModel, kind: str) -> None:
-    told, pixels = model.engine.estimator(torch.float32), latents(*LARGE).clamp(-1, 1)
+    told, pixels = model.engine.planner.estimator(torch.float32), latents(*LARGE).clamp(-1, 1)
     model.set_free(told.encode(LARGE, UNTILED))
     for mode in modes_of(kind):
         whole = encoded(model, pixels, mode)
@@ -95,7 +95,7 @@ def test_a_picture_that_does_not_fit_whole_is_encoded_in_tiles_and_says_so(model
 
 
 def test_over_http_the_answer_says_that_tiles_were_used(model: OneModel, kind: str) -> None:
-    model.set_free(model.engine.estimator(torch.float32).encode(LARGE, UNTILED) - 1)
+    model.set_free(model.engine.planner.estimator(torch.float32).encode(LARGE, UNTILED) - 1)
     with served(create_app(InProcess(model=model.pipeline.answer), 1 << 24, 60)) as url:
         ours = remote_encode(f"{url}/model", latents(*LARGE), seed=7)
         answer = model._client.post("/model/encode", **as_http(latents(*LARGE)))
@@ -110,20 +110,20 @@ def as_http(pixels: torch.Tensor) -> dict[str, Any]:
 
 def test_a_batch_that_does_not_fit_at_once_is_encoded_as_diffusers_slices_it(model: OneModel, kind: str) -> None:
     shape, vae = (5, 3, 64, 40), tiny_vae(kind)
-    told, pixels = model.engine.estimator(torch.float32), latents(*shape)
+    told, pixels = model.engine.planner.estimator(torch.float32), latents(*shape)
     model.set_free(told.encode(shape, ONE_BY_ONE))
-    assert model.engine.free < told.encode(shape, UNTILED) / 2
+    assert model.engine.planner.free < told.encode(shape, UNTILED) / 2
     vae.use_slicing = True
     for mode in modes_of(kind):
         result = encoded(model, pixels, mode)
         assert torch.equal(to_torch(result.tensor), diffusers_encode(vae, pixels, mode))
         assert result.provenance.tiling == ""
         del result  # it takes room
-    assert model.live.peak <= model.engine.free
+    assert model.live.peak <= model.engine.planner.free
 
 
 def test_what_does_not_fit_in_tiles_either_is_refused_with_the_numbers(model: OneModel) -> None:
-    model.set_free(model.engine.estimator(torch.float32).encode(LARGE, TILED) - 1)
+    model.set_free(model.engine.planner.estimator(torch.float32).encode(LARGE, TILED) - 1)
     with pytest.raises(
         BadRequest, match=r"Encoding pixels.*320, 288.*GiB of memory, and .*smallest tiles.*GiB"
     ) as caught:
@@ -134,13 +134,13 @@ def test_what_does_not_fit_in_tiles_either_is_refused_with_the_numbers(model: On
 def test_out_of_memory_is_encoded_again_in_tiles_with_the_same_seed_and_learned_from(
     model: OneModel, kind: str
 ) -> None:
-    told = model.engine.estimator(torch.float32).encode(LARGE)
+    told = model.engine.planner.estimator(torch.float32).encode(LARGE)
     hook = out_of_memory(model, lambda pixels: pixels.shape[-2] <= 256)
     result = encoded(model, latents(*LARGE))
     assert result.provenance.tiling == "256"
     assert torch.equal(to_torch(result.tensor), diffusers_encode(in_tiles(model, kind), latents(*LARGE)))
     assert (model.events["out_of_memory"], model.events["tiled"]) == (1, 1)
-    assert model.engine.estimator(torch.float32).encode(LARGE) > told
+    assert model.engine.planner.estimator(torch.float32).encode(LARGE) > told
     hook.remove()
     assert encoded(model, latents(*LARGE)).provenance.tiling == ""
 
@@ -167,7 +167,7 @@ def test_out_of_memory_in_the_smallest_tiles_is_a_503_and_the_replica_lives_on(m
 def test_on_a_gpu_the_forecast_learns_from_what_either_took(
     model: OneModel, monkeypatch: pytest.MonkeyPatch, work: str
 ) -> None:
-    told = model.engine.estimator(torch.float32)
+    told = model.engine.planner.estimator(torch.float32)
     shape = LARGE if work == "encode" else (1, 4, 40, 36)
     predict = getattr(told, work)
     before = predict(shape, UNTILED)

@@ -24,7 +24,7 @@ from remote_vae.protocol.decode_request import DecodeRequest, Output
 from remote_vae.protocol.encode_request import SampleMode
 from remote_vae.protocol.tensors import RawTensor, from_array, to_numpy, to_torch
 from remote_vae.protocol.wire import Result, Scaling
-from remote_vae_serve.codecs.codecs import JPEG_QUALITY
+from remote_vae_serve.codecs.jpeg import JPEG_QUALITY
 from remote_vae_serve.engine.diffusers_engine import DiffusersEngine
 from samples import IMAGE_KINDS, KINDS, latents, samples_of, save_tiny_vae, tiny_vae
 

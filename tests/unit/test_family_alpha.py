@@ -25,7 +25,7 @@ from remote_vae.protocol.hints import Hints
 from remote_vae.protocol.tensors import from_array, to_torch
 from remote_vae.protocol.wire import Result, Scaling
 from remote_vae_serve.codecs import codecs
-from remote_vae_serve.codecs.codecs import over_white
+from remote_vae_serve.codecs.alpha import over_white
 from remote_vae_serve.codecs.host_copy import HostCopy
 from remote_vae_serve.engine.diffusers_engine import DiffusersEngine
 from samples import latents, save_tiny_vae

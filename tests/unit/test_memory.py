@@ -52,7 +52,7 @@ def model(folder: Path) -> Iterator[OneModel]:
 
 def between(model: OneModel, shape: tuple[int, ...]) -> int:
     """A number of bytes that a decode in tiles fits into, and a whole one does not."""
-    whole, tiled = (model.engine.estimator(torch.float32).decode(shape, plan) for plan in (UNTILED, TILED))
+    whole, tiled = (model.engine.planner.estimator(torch.float32).decode(shape, plan) for plan in (UNTILED, TILED))
     assert tiled < whole
     return tiled + (whole - tiled) // 8
 
@@ -61,20 +61,20 @@ def test_1024_pixels_are_decoded_in_tiles_within_a_budget_that_the_whole_exceeds
     shape = (1, 4, 128, 128)
     AutoencoderKL(**KL | {"block_out_channels": NARROW, "norm_num_groups": 8}).save_pretrained(tmp_path)
     model = OneModel(tmp_path, threads=2)
-    told = model.engine.estimator(torch.float32)
+    told = model.engine.planner.estimator(torch.float32)
     model.set_free(told.decode(shape, TilingPlan(512)) + 2**20)
-    assert told.decode(shape, UNTILED) > model.engine.free
+    assert told.decode(shape, UNTILED) > model.engine.planner.free
     answer = model.post(latents(*shape))
     model.close()
     assert (answer.status_code, answer.headers["x-vae-tiling"]) == (200, "512")
     pixels = pixels_of(answer)
     assert (pixels.shape, bool(pixels.isfinite().all())) == ((1, 3, 1024, 1024), True)
-    assert told.decode(shape, TilingPlan(512)) * 0.9 < model.live.peak <= model.engine.free
+    assert told.decode(shape, TilingPlan(512)) * 0.9 < model.live.peak <= model.engine.planner.free
     assert model.events == {"tiled": 1}
 
 
 def test_a_decode_that_fits_is_whole_and_says_nothing_of_tiles(model: OneModel) -> None:
-    model.set_free(model.engine.estimator(torch.float32).decode(LARGE, UNTILED))
+    model.set_free(model.engine.planner.estimator(torch.float32).decode(LARGE, UNTILED))
     answer = model.post(latents(*LARGE))
     assert (answer.status_code, "x-vae-tiling" in answer.headers, model.events) == (200, False, {})
     with torch.inference_mode():
@@ -111,7 +111,7 @@ def test_no_request_at_the_edge_of_the_budget_is_lost_and_the_budget_is_kept(fol
         answers = Counter(clients.map(ask, [url] * 50, shapes * 5))
     model.close()
     assert answers == expected
-    assert 0.9 * model.engine.free < model.live.peak <= model.engine.free
+    assert 0.9 * model.engine.planner.free < model.live.peak <= model.engine.planner.free
     assert model.events["out_of_memory"] == 0
 
 
@@ -119,8 +119,8 @@ def test_what_never_fits_is_refused_with_what_it_takes_and_what_there_is(model: 
     model.set_free(3 * 2**20)
     answer = model.post(latents(*LARGE))
     assert (answer.status_code, answer.json()["parameter"]) == (400, "shape")
-    told = model.engine.estimator(torch.float32)
-    for number in (told.decode(LARGE, UNTILED), told.decode(LARGE, TILED), model.engine.free):
+    told = model.engine.planner.estimator(torch.float32)
+    for number in (told.decode(LARGE, UNTILED), told.decode(LARGE, TILED), model.engine.planner.free):
         assert f"{number / GIB:.2f} GiB" in answer.json()["error"]
     assert "[1, 4, 40, 36]" in answer.json()["error"]
     small = model.post(latents(1, 4, 24, 24))  # of one tile
@@ -130,18 +130,18 @@ def test_what_never_fits_is_refused_with_what_it_takes_and_what_there_is(model: 
 
 def test_a_batch_that_does_not_fit_at_once_is_decoded_one_by_one_and_nothing_is_in_tiles(model: OneModel) -> None:
     shape = (6, 4, 40, 36)
-    told = model.engine.estimator(torch.float32)
+    told = model.engine.planner.estimator(torch.float32)
     model.set_free(told.decode(shape, ONE_BY_ONE))
-    assert model.engine.free < told.decode(shape, UNTILED) / 2
+    assert model.engine.planner.free < told.decode(shape, UNTILED) / 2
     answer = model.post(latents(*shape))
     assert (answer.status_code, "x-vae-tiling" in answer.headers, model.events) == (200, False, {})
     vae = tiny_vae("sd")
     with torch.inference_mode():
         assert torch.equal(pixels_of(answer), torch.cat([vae.decode(one[None]).sample for one in latents(*shape)]))
-    assert 0.9 * model.engine.free < model.live.peak <= model.engine.free
+    assert 0.9 * model.engine.planner.free < model.live.peak <= model.engine.planner.free
     model.set_free(told.decode(shape, ONE_BY_ONE) - 1)
     assert model.post(latents(*shape)).headers["x-vae-tiling"] == "256"
-    assert model.live.peak <= model.engine.free + 1
+    assert model.live.peak <= model.engine.planner.free + 1
 
 
 def test_a_model_for_which_batches_are_worth_nothing_never_gets_one(tmp_path: Path) -> None:
@@ -158,12 +158,12 @@ def test_a_model_for_which_batches_are_worth_nothing_never_gets_one(tmp_path: Pa
 
 def test_an_encode_that_does_not_fit_is_refused_with_the_number(model: OneModel) -> None:
     pixels = latents(1, 3, 256, 256)
-    model.set_free(model.engine.estimator(torch.float32).encode((1, 3, 256, 256)) - 1)
+    model.set_free(model.engine.planner.estimator(torch.float32).encode((1, 3, 256, 256)) - 1)
     request = EncodeRequest(from_array(pixels), sample_mode=SampleMode.ARGMAX)
     with pytest.raises(BadRequest, match=r"256.*GiB.*GiB") as caught:
         asyncio.run(model.pipeline.encode(request))
     assert caught.value.parameter == "shape"
-    model.set_free(model.engine.free + 1)
+    model.set_free(model.engine.planner.free + 1)
     assert asyncio.run(model.pipeline.encode(request)).shape == (1, 4, 32, 32)
 
 
@@ -200,7 +200,7 @@ def out_of_memory(
 
 @pytest.mark.parametrize("fail", ERRORS)
 def test_out_of_memory_is_decoded_again_in_tiles_and_learned_from(model: OneModel, fail: Callable[[], None]) -> None:
-    told = model.engine.estimator(torch.float32).decode(LARGE, UNTILED)
+    told = model.engine.planner.estimator(torch.float32).decode(LARGE, UNTILED)
     hook = out_of_memory(model, lambda z: z.shape[-2] <= 32, fail)
     answer = model.post(latents(*LARGE))
     assert (answer.status_code, answer.headers["x-vae-tiling"]) == (200, "256")
@@ -208,13 +208,13 @@ def test_out_of_memory_is_decoded_again_in_tiles_and_learned_from(model: OneMode
         tiled = view(tiny_vae("sd"), TILED, model.engine.space.family.tile, 8)
         assert torch.equal(pixels_of(answer), tiled.decode(latents(*LARGE)).sample)
     assert (model.events["out_of_memory"], model.events["tiled"]) == (1, 1)
-    assert model.engine.estimator(torch.float32).decode(LARGE, UNTILED) > told
+    assert model.engine.planner.estimator(torch.float32).decode(LARGE, UNTILED) > told
     hook.remove()
     assert "x-vae-tiling" not in model.post(latents(*LARGE)).headers
 
 
 def test_a_prediction_that_was_too_low_is_corrected_until_tiles_are_chosen_at_once(model: OneModel) -> None:
-    model.set_free(int(1.05 * model.engine.estimator(torch.float32).decode(LARGE, UNTILED)))
+    model.set_free(int(1.05 * model.engine.planner.estimator(torch.float32).decode(LARGE, UNTILED)))
     out_of_memory(model, lambda z: z.shape[-2] <= 32)
     assert [model.post(latents(*LARGE)).headers["x-vae-tiling"] for _ in range(3)] == ["256"] * 3
     assert model.events["out_of_memory"] == 1
@@ -310,7 +310,7 @@ def test_an_encode_out_of_memory_is_a_503_and_the_replica_lives_on(model: OneMod
 
 def test_a_group_is_no_larger_than_what_fits(model: OneModel, folder: Path) -> None:
     model = OneModel(folder, batching="auto")
-    told = model.engine.estimator(torch.float32)
+    told = model.engine.planner.estimator(torch.float32)
     for batch in (1, 3, 5):
         model.set_free(told.decode((batch, *SMALL[1:]), UNTILED))
         assert model.engine.batch_limit(SMALL, UNTILED) == batch

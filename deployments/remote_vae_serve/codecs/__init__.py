@@ -1,0 +1,1 @@
+"""Codecs: pixels to JPEG, PNG and mp4."""

@@ -6,18 +6,15 @@ Bytes in memory only; nothing here opens a file.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
-import simplejpeg
-import torch
 
 from remote_vae.protocol.decode_request import Output
 from remote_vae.protocol.tensors import from_array
 from remote_vae.protocol.wire import Result
+from remote_vae_serve.codecs.alpha import over_white
 from remote_vae_serve.codecs.host_copy import HostCopy
+from remote_vae_serve.codecs.jpeg import to_jpeg
 from remote_vae_serve.codecs.mp4 import to_mp4
 from remote_vae_serve.codecs.png import to_png
-
-JPEG_QUALITY = 90
 
 
 def write(pixels: HostCopy, output: Output, fps: float) -> Result:
@@ -39,23 +36,9 @@ def write(pixels: HostCopy, output: Output, fps: float) -> Result:
     if output is Output.PNG:
         return _file(output, to_png(pixels.whole()[0].numpy()))
     if output is Output.JPEG:
-        return _file(output, to_jpeg(over_white(pixels.whole()[0]).numpy()))
+        return _file(output, to_jpeg(pixels.whole()[0]))
     raw = from_array(pixels.whole())
     return Result(output.media_type, raw.data, raw.dtype, raw.shape)
-
-
-def to_jpeg(pixels: npt.NDArray[np.uint8]) -> bytes:
-    """A JPEG of pixels `[H, W, 3]`, by libjpeg-turbo with the GIL let go (Pillow holds it: two threads were slower than one)."""
-    # Not the binding's default of 4:4:4; half the colour is what Pillow, and with it every server of the protocol, writes.
-    return bytes(simplejpeg.encode_jpeg(pixels, JPEG_QUALITY, "RGB", "420", fastdct=False))
-
-
-def over_white(pixels: torch.Tensor) -> torch.Tensor:
-    """uint8 `[..., 3]` of uint8 pixels with alpha, `[..., 4]`: a JPEG and an mp4 have none. Those of 3 channels as they are."""
-    if pixels.shape[-1] == 3:
-        return pixels
-    colours, alpha = pixels[..., :3].int(), pixels[..., 3:].int()
-    return ((colours * alpha + 255 * (255 - alpha) + 127) // 255).to(torch.uint8)
 
 
 def _file(output: Output, file: bytes) -> Result:

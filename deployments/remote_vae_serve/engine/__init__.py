@@ -1,0 +1,1 @@
+"""The engine: weights on a device, decode and encode; tiling."""

@@ -6,7 +6,6 @@ import gc
 import logging
 import math
 import os
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
@@ -20,13 +19,14 @@ from remote_vae.protocol.hints import Hints
 from remote_vae_serve.config import VAEConfig
 from remote_vae_serve.engine import weights
 from remote_vae_serve.engine.base import Decoded, Encoded, Engine, Event, NotTogether
-from remote_vae_serve.engine.memory.budget import GIB, budget
-from remote_vae_serve.engine.memory.estimate import MemoryEstimator, on_meta
+from remote_vae_serve.engine.memory.budget import budget
+from remote_vae_serve.engine.memory.estimate import MemoryEstimator
 from remote_vae_serve.engine.memory.malloc_cache import MallocCache
 from remote_vae_serve.engine.memory.out_of_memory import is_out_of_memory, load_reason
+from remote_vae_serve.engine.memory.planner import MemoryPlanner, in_gib
 from remote_vae_serve.engine.model_config import filled_in, latent_space
 from remote_vae_serve.engine.operation import ENCODE, Operation, one_by_one, run_of
-from remote_vae_serve.engine.tiling import UNTILED, TilingPlan, plans, view
+from remote_vae_serve.engine.tiling import UNTILED, TilingPlan, view
 from remote_vae_serve.families.layouts import NO_HINTS, RequestHints
 from remote_vae_serve.processing.finite import is_finite
 
@@ -50,8 +50,6 @@ class DiffusersEngine(Engine):
         super().__init__(on_event)
         self._config = config
         self._models: dict[torch.dtype, Any] = {}
-        self._estimators: dict[torch.dtype, MemoryEstimator] = {}
-        self._estimating = threading.Lock()
         self._distribution: type[Any] | None = None
         self._cache = MallocCache()
         self.device = device
@@ -65,16 +63,21 @@ class DiffusersEngine(Engine):
         self.dtype = self._resolve(self._config.dtype, self.space.family.safe_dtype(self.space, self.device))
         safe = self.space.family.safe_encode_dtype(self.space, self.device)
         self.encode_dtype = self._resolve(self._config.encode_dtype, safe)
-        self._budget = budget(self._config, self.device)
+        model_class = getattr(diffusers, self.space.class_name)
+        memory = budget(self._config, self.device)
+        self.planner = MemoryPlanner(
+            model_class, self.model_config, self.space, self.dtype, self._models.keys(), memory
+        )
         if self.device == "cpu" and self._config.memory == "auto":
             logger.info(
                 "%s may take %s, nearly all that is free on this host now; where replicas share it, give each its own `memory`",
-                self._config.source, _gib(self._budget),
+                self._config.source, in_gib(memory),
             )  # fmt: skip
-        if self.free <= 0:
+        if self.planner.free <= 0:
+            alone = in_gib(self.planner.estimator(self.dtype).weights)
             raise ModelFailed(
-                f"{self._config.source} takes {_gib(self.estimator(self.dtype).weights)} for its weights alone, and `memory` "
-                f"leaves this replica {_gib(self._budget)}; give it more"
+                f"{self._config.source} takes {alone} for its weights alone, and `memory` "
+                f"leaves this replica {in_gib(memory)}; give it more"
             )
         self.space = self.space.with_statistics_of(self._model(self.dtype))
         for shape in self._config.warm_up:
@@ -129,60 +132,16 @@ class DiffusersEngine(Engine):
     def on_idle(self) -> None:
         self._cache.give_back()
 
-    def estimator(self, dtype: torch.dtype) -> MemoryEstimator:
-        """What requests take where they are computed in that dtype."""
-        with self._estimating:
-            if dtype not in self._estimators:
-                graph = on_meta(getattr(diffusers, self.space.class_name), self.model_config, dtype)
-                self._estimators[dtype] = MemoryEstimator(graph, self.space, self.dtype)
-            return self._estimators[dtype]
-
-    @property
-    def free(self) -> int:
-        """Bytes of the budget that are left for operation."""
-        return self._free_for(self.dtype)
-
-    def _free_for(self, dtype: torch.dtype) -> int:
-        """Bytes that are left for work in that dtype, whose weights may yet have to be loaded."""
-        # A copy: the device's thread loads a model while others plan.
-        return self._budget - sum(self.estimator(one).weights for one in {dtype, *tuple(self._models)})
-
     def plan_decode(self, shape: tuple[int, ...], hints: RequestHints = NO_HINTS) -> TilingPlan:
-        return self._plan(Operation("decode", hints), shape, self.dtype)
+        return self.planner.plan(Operation("decode", hints), shape, self.dtype)
 
     def plan_encode(self, shape: tuple[int, ...]) -> TilingPlan:
-        return self._plan(ENCODE, shape, self.encode_dtype)
-
-    def _plan(
-        self, operation: Operation, shape: tuple[int, ...], dtype: torch.dtype, than: TilingPlan | None = None
-    ) -> TilingPlan:
-        """The plan that fits and takes most, less `than` another. Raises BadRequest."""
-        height, width = (size * (self.space.ratio if operation.kind == "decode" else 1) for size in shape[-2:])
-        family = self.space.family
-        # An encoder's batch is told apart in the last place: where it fits, it stays what diffusers makes of it.
-        has_batches = operation.kind == "encode" or family.decodes_batches
-        options = plans(height, width, family.tile is not None, shape[0], has_batches)
-        free, needed = self._free_for(dtype), []
-        for plan in options:
-            if than is None or plan.takes_less_than(than):
-                needed.append(self.estimator(dtype).of(operation, shape, plan))
-                if needed[-1] <= free:
-                    return plan
-        least = "in the smallest tiles" if options[-1].tile else "one by one"
-        less = f", and {_gib(needed[-1])} {least}" if len(needed) > 1 else ""
-        raise BadRequest(
-            f"{operation.in_words} of shape {list(shape)} takes {_gib(max(needed, default=0))} of memory{less}; this replica has "
-            f"{_gib(free)} for it. Send a smaller batch or picture",
-            parameter="shape",
-        )
+        return self.planner.plan(ENCODE, shape, self.encode_dtype)
 
     def batch_limit(self, shape: tuple[int, ...], plan: TilingPlan, hints: RequestHints = NO_HINTS) -> int:
-        # What is done one by one gains nothing from company.
-        family = self.space.family
-        if self._config.batching == "off" or not family.decodes_batches or family.draws or plan.one_by_one:
+        if self._config.batching == "off":
             return 1
-        one = self.estimator(self.dtype).of(Operation("decode", hints), (1, *shape[1:]), plan)
-        return max(shape[0], min(MAX_BATCH, self.free // max(one, 1)))
+        return self.planner.batch_limit(Operation("decode", hints), shape, plan, MAX_BATCH)
 
     @torch.inference_mode()
     def decode(self, latents: torch.Tensor, plan: TilingPlan = UNTILED, hints: RequestHints = NO_HINTS) -> Decoded:
@@ -224,7 +183,7 @@ class DiffusersEngine(Engine):
         """A sample of a batch of that shape, whose pixels so far need room beside it."""
         if self.dtype is not torch.float32:
             self.on_event("float32")
-            plan = self._plan(operation, tuple(batch), torch.float32, UNTILED if batch[0] > 1 else None)
+            plan = self.planner.plan(operation, tuple(batch), torch.float32, UNTILED if batch[0] > 1 else None)
             decoded = self._decode(operation, sample, plan.each, torch.float32)
             if is_finite(decoded.pixels):
                 return decoded
@@ -244,7 +203,7 @@ class DiffusersEngine(Engine):
         """Operation by the plan; out of memory, by one that takes less. With the plan that it was."""
         while (made := self._attempt(operation, batch, plan, dtype)) is None:
             try:
-                plan = self._plan(operation, tuple(batch.shape), dtype, plan)
+                plan = self.planner.plan(operation, tuple(batch.shape), dtype, plan)
             except BadRequest:
                 raise Unavailable(
                     "Out of memory, in the smallest tiles too; try again, or send a smaller picture", retry_after=5
@@ -257,9 +216,9 @@ class DiffusersEngine(Engine):
         """What is made by the plan; None where memory ran out."""
         if plan.tile is not None:
             self.on_event("tiled")
-        estimator, model = self.estimator(dtype), self._model(dtype)
+        estimator, model = self.planner.estimator(dtype), self._model(dtype)
         needed = estimator.of(operation, tuple(batch.shape), plan)
-        free = self._free_for(dtype)
+        free = self.planner.free_for(dtype)
         self.pending.wait(free - needed)
         self._cache.prepare((operation.unseeded, batch.shape[1:], plan, dtype), needed, free)
         seen = view(model, plan, self.space.family.tile, self.space.ratio)
@@ -315,7 +274,7 @@ class DiffusersEngine(Engine):
             self.on_event("float32")
             if generator is not None and seeded is not None:
                 generator.set_state(seeded)
-            plan = self._plan(ENCODE, tuple(pixels.shape), torch.float32)
+            plan = self.planner.plan(ENCODE, tuple(pixels.shape), torch.float32)
             encoded = self._encode(pixels, plan, torch.float32, mode, generator)
         if not is_finite(encoded.latents):
             raise BadRequest(
@@ -348,7 +307,3 @@ class DiffusersEngine(Engine):
     @property
     def revision(self) -> str:
         return self._weights.revision
-
-
-def _gib(count: int) -> str:
-    return f"{count / GIB:.2f} GiB"

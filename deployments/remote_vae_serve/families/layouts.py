@@ -154,6 +154,28 @@ PATCHES = Layout(
 )
 
 
+def drop_frames(latents: torch.Tensor, hints: RequestHints) -> torch.Tensor:
+    """A video's latents `[B, C, T, h, w]` without the leading frames that the hint says are none of the video.
+
+    Raises:
+        BadRequest: nothing would be left.
+    """
+    count = hints.drop_frames
+    if not count or latents.ndim != 5:
+        return latents
+    if count >= latents.shape[2]:
+        raise BadRequest(
+            f"drop_frames is {count}, and the latents have {latents.shape[2]} frames", parameter="drop_frames"
+        )
+    return latents[:, :, count:]
+
+
+def unfold_frames(latents: torch.Tensor, frames: int | None) -> torch.Tensor:
+    """Latents of frames that were encoded as images, `[B * T, C, h, w]`, as those of videos of so many frames, `[B, C, T, h, w]`;
+    as they are for None."""
+    return latents if frames is None else latents.reshape(-1, frames, *latents.shape[1:]).transpose(1, 2)
+
+
 def channels_last(latents: torch.Tensor) -> torch.Tensor:
     """`[B, C, h, w]` or `[B, C, T, h, w]` to `[B, T, h, w, C]`."""
     return (latents if latents.ndim == 5 else latents[:, :, None]).permute(0, 2, 3, 4, 1)

@@ -18,7 +18,7 @@ from remote_vae.protocol.hints import Hints
 from remote_vae.protocol.tensors import view_as_torch
 from remote_vae_serve.families.family import LatentSpace
 from remote_vae_serve.families.latent_scaling import scale_and_shift, shift_and_scale
-from remote_vae_serve.families.layouts import Layout, RequestHints, channels_last
+from remote_vae_serve.families.layouts import Layout, RequestHints, channels_last, drop_frames, unfold_frames
 from remote_vae_serve.processing.finite import is_finite
 from remote_vae_serve.processing.postprocess import check_output, to_output
 from remote_vae_serve.processing.preprocess import Prepared, prepare
@@ -68,12 +68,12 @@ class LatentProcessor:
             BadRequest: naming the parameter.
         """
         space, family = self.space, self.space.family
-        latents = view_as_torch(request.latents)  # nothing here, and no decoder, writes to its input
         hints = self._hints_of(request)
+        latents = view_as_torch(request.latents)  # nothing here, and no decoder, writes to its input
         layout = family.layout_of(latents, space, hints)
         wider = torch.promote_types(latents.dtype, self.dtype)
         unpacked = layout.unpack(latents, space, hints).to(self.dtype if family.cast_first else wider)
-        unpacked = _without_first(unpacked, hints.drop_frames)
+        unpacked = drop_frames(unpacked, hints)
         family.check(unpacked, space, hints)
         # Of pictures an unpacked batch may be larger than what came: layers are pictures of their own.
         batch = latents.shape[0] if layout.media == "video" else unpacked.shape[0]
@@ -121,9 +121,9 @@ class LatentProcessor:
         else:
             scaled = shift_and_scale(latents, scaling.factor, scaling.shift)
         if request.sample_mode is SampleMode.MOMENTS:
-            return prepared.unfold(scaled)
+            return unfold_frames(scaled, prepared.frames)
         encoded = self.space.family.encoded
-        made = prepared.unfold(scaled if encoded is None else encoded(scaled))
+        made = unfold_frames(scaled if encoded is None else encoded(scaled), prepared.frames)
         return channels_last(made) if hints.layout == "channels_last" else made
 
     def _hints_of(self, request: DecodeRequest) -> RequestHints:
@@ -144,14 +144,3 @@ class LatentProcessor:
                 parameter="scaling_factor",
             )
         return BadRequest("The latents contain NaN or infinity; nothing can be decoded from them", parameter="tensor")
-
-
-def _without_first(latents: torch.Tensor, count: int | None) -> torch.Tensor:
-    """A video's latents without so many leading frames. Raises BadRequest where nothing would be left."""
-    if not count or latents.ndim != 5:
-        return latents
-    if count >= latents.shape[2]:
-        raise BadRequest(
-            f"drop_frames is {count}, and the latents have {latents.shape[2]} frames", parameter="drop_frames"
-        )
-    return latents[:, :, count:]

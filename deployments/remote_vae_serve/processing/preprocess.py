@@ -1,4 +1,4 @@
-"""What clients send to be encoded, as pixels in [-1, 1]: files of pictures, uint8, floats; checked against the model's ratio.
+"""Preprocess what clients send to be encoded, files of pictures, uint8 or floats, to pixels in [-1, 1] that fit the model.
 
 Pictures (files and uint8) are resized to the next smaller multiple of the ratio with the Lanczos filter and mapped to
 [-1, 1] in float32: the steps of diffusers' `VaeImageProcessor.preprocess`. Floats are taken as they are.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -36,45 +37,17 @@ class Prepared:
     pixels: torch.Tensor
     frames: int | None = None
 
-    def unfold(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents of frames that were encoded as images, `[B * T, C, h, w]`, as those of a video, `[B, C, T, h, w]`."""
-        return latents if self.frames is None else latents.reshape(-1, self.frames, *latents.shape[1:]).transpose(1, 2)
-
 
 def prepare(request: EncodeRequest, space: LatentSpace) -> Prepared:
-    """The pixels of a request. Raises BadRequest naming what is wrong with them."""
+    """The pixels of a request as the model's encoder takes them, float32 or the dtype in which they were sent.
+
+    Raises:
+        BadRequest: naming what is wrong with them.
+    """
     image = request.image
-    of_videos = space.family.media == "video" and space.family.takes_time
-    if isinstance(image, RawTensor) and image.dtype != "uint8":
-        return _prepared(to_torch(image), space)
-    if isinstance(image, RawTensor):
-        array = to_numpy(image)
-        if array.shape[-1] > space.pixel_channels:
-            raise BadRequest(
-                f"The pixels have shape {list(array.shape)}, with alpha; {space.class_name} takes 3 channels: leave the "
-                "fourth out",
-                parameter="shape",
-            )
-        pictures = [Image.fromarray(one) for one in (array if array.ndim == 4 else array[None])]
-    else:
-        pictures = [open_picture(image, space.pixel_channels == 4)]
-    width, height = (size - size % space.ratio for size in pictures[0].size)
-    if not width or not height:
-        raise BadRequest(
-            f"The picture is {pictures[0].width} x {pictures[0].height} pixels; {space.class_name} takes "
-            f"at least {space.ratio} x {space.ratio}",
-            parameter="image",
-        )
-    arrays = [np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS)) for picture in pictures]
-    pixels = torch.from_numpy(np.stack(arrays).astype(np.float32) / 255.0).permute(0, 3, 1, 2)
-    pixels = 2.0 * pixels - 1.0
-    if pixels.shape[1] < space.pixel_channels:
-        pixels = torch.cat([pixels, torch.ones_like(pixels[:, :1])], 1)  # opaque
-    return _prepared(pixels.transpose(0, 1)[None] if of_videos else pixels, space)
-
-
-def _prepared(pixels: torch.Tensor, space: LatentSpace) -> Prepared:
     of_videos = space.family.takes_time
+    is_pixels = isinstance(image, RawTensor) and image.dtype != "uint8"
+    pixels = to_torch(cast(RawTensor, image)) if is_pixels else from_pictures(image, space)
     shape = list(pixels.shape)
     if pixels.ndim == 3:
         pixels = pixels[None]
@@ -104,10 +77,45 @@ def _prepared(pixels: torch.Tensor, space: LatentSpace) -> Prepared:
     if not is_finite(pixels):
         raise BadRequest("The pixels contain NaN or infinity; nothing can be encoded from them", parameter="tensor")
     if of_videos or pixels.ndim == 4:
-        return Prepared(
-            pixels
-        )  # as `preprocess` leaves them, channels last: a convolution rounds otherwise for other strides
+        # As `preprocess` leaves them, channels last: a convolution rounds otherwise for other strides.
+        return Prepared(pixels)
     return Prepared(pixels.transpose(1, 2).flatten(0, 1), frames=pixels.shape[2])
+
+
+def from_pictures(image: RawTensor | Picture, space: LatentSpace) -> torch.Tensor:
+    """A picture's file, or uint8 pixels `[H, W, C]` or `[N, H, W, C]`, resized as `VaeImageProcessor.preprocess` does.
+
+    Returns:
+        float32 in [-1, 1]: `[N, C, H, W]`, or `[1, C, N, H, W]` for a model of videos.
+
+    Raises:
+        BadRequest: no picture, too large, too small, or with alpha where the model takes none.
+    """
+    if isinstance(image, RawTensor):
+        array = to_numpy(image)
+        if array.shape[-1] > space.pixel_channels:
+            raise BadRequest(
+                f"The pixels have shape {list(array.shape)}, with alpha; {space.class_name} takes 3 channels: leave the "
+                "fourth out",
+                parameter="shape",
+            )
+        pictures = [Image.fromarray(one) for one in (array if array.ndim == 4 else array[None])]
+    else:
+        pictures = [open_picture(image, space.pixel_channels == 4)]
+    width, height = (size - size % space.ratio for size in pictures[0].size)
+    if not width or not height:
+        raise BadRequest(
+            f"The picture is {pictures[0].width} x {pictures[0].height} pixels; {space.class_name} takes "
+            f"at least {space.ratio} x {space.ratio}",
+            parameter="image",
+        )
+    arrays = [np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS)) for picture in pictures]
+    pixels = torch.from_numpy(np.stack(arrays).astype(np.float32) / 255.0).permute(0, 3, 1, 2)
+    pixels = 2.0 * pixels - 1.0
+    if pixels.shape[1] < space.pixel_channels:
+        pixels = torch.cat([pixels, torch.ones_like(pixels[:, :1])], 1)  # opaque
+    as_frames = space.family.media == "video" and space.family.takes_time
+    return pixels.transpose(0, 1)[None] if as_frames else pixels
 
 
 def open_picture(file: Picture, alpha: bool = False) -> Image.Image:

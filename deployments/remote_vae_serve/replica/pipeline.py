@@ -81,7 +81,7 @@ class Pipeline:
             latency=self._decodes,
             batch_key=(unpacked.latents.shape[1:], plan, hints),
             batch_limit=limit,
-            give_up=_give_up(request, received),
+            give_up=_give_up(request.deadline_s, received),
         )
         done = await self._worker.run(job)
         fps = request.fps or engine.space.family.fps
@@ -104,7 +104,7 @@ class Pipeline:
             run=lambda pixels: engine.encode(pixels, mode, generator, plan).parts,
             finish=engine.pending.to_host,
             latency=self._encodes,
-            give_up=_give_up(request, received),
+            give_up=_give_up(request.deadline_s, received),
         )
         done = await self._worker.run(job)
         raw = await _on(
@@ -161,5 +161,5 @@ async def _on(pool: ThreadPoolExecutor, run: Callable[..., T], *arguments: Any) 
     return await asyncio.get_running_loop().run_in_executor(pool, run, *arguments)
 
 
-def _give_up(request: Request, received: float) -> float | None:
-    return None if request.deadline_s is None else received + request.deadline_s
+def _give_up(deadline_s: float | None, received: float) -> float | None:
+    return None if deadline_s is None else received + deadline_s

@@ -22,8 +22,6 @@ from wire_answers import as_uint8, assert_jpeg, pixels_of
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server of all the models, on a port of its own."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
     pipelines = {name: _pipeline(name, tmp_path_factory.mktemp(name)) for name in {kind.model for kind in KINDS}}
     models = InProcess(**{name: pipeline.answer for name, pipeline in pipelines.items()})
     config = uvicorn.Config(
@@ -40,7 +38,6 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     thread.join()
     for pipeline in pipelines.values():
         pipeline.close()
-    torch.set_num_threads(before)
 
 
 def _pipeline(name: str, folder: Path) -> Any:

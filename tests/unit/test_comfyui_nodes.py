@@ -96,15 +96,6 @@ class Served:
         self._thread.join()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """On both sides, so that results can be compared bit for bit."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[ModuleType]:
     """The package, under the name that ComfyUI makes of its path."""

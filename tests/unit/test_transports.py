@@ -204,7 +204,7 @@ def test_a_model_describes_itself_to_both_clients() -> None:
         assert server.requests == ["GET /model"] * 2
 
 
-@pytest.mark.parametrize("endpoint", [None, 3, b"http://127.0.0.1", ("http://127.0.0.1",), object()], ids=repr)
+@pytest.mark.parametrize("endpoint", [None, 3, b"http://127.0.0.1", ("http://127.0.0.1",), object], ids=repr)
 @pytest.mark.parametrize("client", [RemoteVAE, AsyncRemoteVAE])
 def test_an_endpoint_of_a_wrong_type_is_refused(client: type, endpoint: object) -> None:
     with pytest.raises(BadRequest, match=f"endpoint is a {type(endpoint).__name__}") as caught:

@@ -18,7 +18,7 @@ test: .venv/installed ## on every change, in minutes
 	$(PYTEST)
 
 test-slow: .venv/installed ## what is slow by nature: whole servers in each of their modes, demos that are interrupted, every autoencoder
-	$(PYTEST) -m 'slow or families'
+	$(PYTEST) -m 'slow or families or browser'
 
 test-families: .venv/installed ## of that, every autoencoder of diffusers against its own pipeline; `test` runs one of each layout
 	$(PYTEST) tests/families -m ''

@@ -2,7 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo serve test test-families models check clean bench bench-gpu
+# Side by side in as many processes; more than there are cores, since what starts a Ray mostly waits for it.
+LANES ?= 4
+PYTEST := $(BIN)/python -m pytest --numprocesses $(LANES) --dist loadgroup --no-loadscope-reorder
+
+.PHONY: demo serve test test-slow test-families test-browser test-random models check clean bench bench-gpu
 
 demo: .venv/installed ## a picture through the bundled demo VAE, over HTTP and through a Ray handle
 	$(BIN)/python tools/demo.py
@@ -10,11 +14,20 @@ demo: .venv/installed ## a picture through the bundled demo VAE, over HTTP and t
 serve: .venv/installed ## the same server, kept running: http://127.0.0.1:8000
 	$(BIN)/remote-vae-serve run serve_config.yaml
 
-test: .venv/installed
-	$(BIN)/python -m pytest
+test: .venv/installed ## on every change, in minutes
+	$(PYTEST)
 
-test-families: .venv/installed ## every autoencoder of diffusers against its own pipeline, of which `test` runs one of each layout
-	$(BIN)/python -m pytest tests/families -m ''
+test-slow: .venv/installed ## what is slow by nature: whole servers in each of their modes, demos that are interrupted, every autoencoder
+	$(PYTEST) -m 'slow or families or browser'
+
+test-families: .venv/installed ## of that, every autoencoder of diffusers against its own pipeline; `test` runs one of each layout
+	$(PYTEST) tests/families -m ''
+
+test-browser: .venv/installed ## our mp4 in a real Chromium; skipped where there is none
+	$(BIN)/python -m pytest -m browser
+
+test-random: .venv/installed ## the tests of `test` in another order each time, which it prints: SEED=<number> repeats one
+	$(PYTEST) -p randomly $(if $(SEED),--randomly-seed=$(SEED))
 
 models: .venv/installed ## docs/models.md, measured anew
 	$(BIN)/python tools/models_page.py --measure

@@ -1,4 +1,7 @@
-"""One real Ray Serve for the whole run, with four GPUs that are not there: Ray reserves and places as if they were."""
+"""What all tests share: one real Ray Serve, weights of tiny models, one thread for torch, and who runs beside whom.
+
+Ray has four GPUs that are not there: it reserves and places as if they were.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,8 @@ from typing import Any
 import pytest
 import ray
 import requests
+import torch
+from diffusers.utils import logging
 from ray import serve
 from ray.serve import RunTarget
 
@@ -21,6 +26,62 @@ from remote_vae_serve.config import IngressConfig, VAEConfig
 from samples import KINDS, save_tiny_vae
 
 GPUS = 4
+PATIENCE_S = 300.0
+"""For what takes a second or two, on a machine that has other work as well. Nobody waits that long for what is right."""
+RAYS_OF_THEIR_OWN = (
+    "test_layers_below", "test_launcher", "test_shipped_config", "test_deploy", "test_demo", "test_policy",
+)  # fmt: skip
+"""Files that start a Ray each: begun early, since they wait more than they compute."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For pytest-xdist's loadgroup: one process for all tests of the cluster, one for each other file or served family.
+
+    What waits for Ray begins first, so that the rest fills the time beside it. In random order too.
+    """
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group_of(item)))
+    items.sort(key=_begun_at)  # stable: the order within stays
+
+
+def _group_of(item: pytest.Item) -> str:
+    if _uses_cluster(item):
+        return "cluster"
+    served = getattr(item, "callspec", None) and item.callspec.params.get("served")
+    return served.name if served else item.path.stem
+
+
+def _begun_at(item: pytest.Item) -> int:
+    if _uses_cluster(item):
+        return 0
+    return 1 if item.path.stem in RAYS_OF_THEIR_OWN else 2
+
+
+def _uses_cluster(item: pytest.Item) -> bool:
+    return "cluster" in getattr(item, "fixturenames", ())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread_for_fixtures() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Sums are the same bit for bit on both sides; and threads wait for each other longer than tiny convolutions take.
+
+    Before each test: an engine that is loaded sets its own number for the process.
+    """
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """diffusers logs errors alone."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    yield
+    logging.set_verbosity(level)
 
 
 @dataclass(frozen=True)
@@ -47,17 +108,19 @@ class Cluster:
         running = serve.status().applications[name].deployments["VAE"].replica_states
         return int(running.get("RUNNING", 0))
 
-    def wait_for_replicas(self, name: str, count: int, timeout_s: float = 60) -> None:
+    def wait_for_replicas(self, name: str, count: int, timeout_s: float = PATIENCE_S) -> None:
         give_up = time.monotonic() + timeout_s
         while self.replicas(name) != count:
             assert time.monotonic() < give_up, f"{name} has {self.replicas(name)} replicas, not {count}"
             time.sleep(0.2)
 
-    def wait_for(self, name: str, condition: Callable[[dict[str, Any]], bool], timeout_s: float = 60) -> dict[str, Any]:
+    def wait_for(
+        self, name: str, condition: Callable[[dict[str, Any]], bool], timeout_s: float = PATIENCE_S
+    ) -> dict[str, Any]:
         """The model's description once it fulfils the condition."""
         give_up = time.monotonic() + timeout_s
         while True:
-            answer = requests.get(f"{self.url}/{name}", timeout=10)
+            answer = requests.get(f"{self.url}/{name}", timeout=60)
             if answer.ok and condition(answer.json()):
                 return dict(answer.json())
             assert time.monotonic() < give_up, f"{name} did not get there: {answer.text}"
@@ -73,6 +136,19 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def _start_ray(tries: int = 3) -> None:
+    """Ray gives a node 30 s to come up, which no setting changes; beside other work it may take longer once."""
+    try:
+        ray.init(
+            "local", num_cpus=4, num_gpus=GPUS, include_dashboard=False, log_to_driver=False, configure_logging=False
+        )
+    except Exception:
+        if tries == 1:
+            raise
+        ray.shutdown()
+        _start_ray(tries - 1)
+
+
 @pytest.fixture(scope="session")
 def cluster(weights: Path) -> Iterator[Cluster]:
     here = Path(__file__).parent
@@ -80,7 +156,7 @@ def cluster(weights: Path) -> Iterator[Cluster]:
     os.environ["PYTHONPATH"] = os.pathsep.join(
         map(str, [here, here / "cluster", here / "serve", here.parent / "tools"])
     )
-    ray.init("local", num_cpus=4, num_gpus=GPUS, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    _start_ray()
     port = free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     running = Cluster(f"http://127.0.0.1:{port}", weights)

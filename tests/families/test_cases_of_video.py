@@ -8,7 +8,6 @@ import diffusers
 import pytest
 import torch
 from diffusers.models import autoencoders
-from diffusers.utils import logging
 
 from families.case import Case
 from families.ends import bare, end
@@ -27,24 +26,6 @@ IDENTITY = {
 ENCODERS = [case for case in CASES if case.encode]
 each = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 each_encoder = pytest.mark.parametrize("case", ENCODERS, ids=lambda case: case.name)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Any:
-    """Threads wait for each other longer than these convolutions take, above all on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def _quiet() -> Any:
-    """Pipelines say in the log what they were built without."""
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    yield
-    logging.set_verbosity(level)
 
 
 def spied(case: Case, monkeypatch: pytest.MonkeyPatch, instead: torch.Tensor | None = None) -> tuple[Any, torch.Tensor]:

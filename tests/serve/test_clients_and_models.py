@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,36 +9,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import uvicorn
 
 from client_cells import BEGIN, CELLS, CLIENTS, DOCS, END, KINDS, PICTURE, REFUSALS, Held, Kind, model, with_table
 from in_process import InProcess, diffusers_engine, pipeline_of
 from remote_vae_serve.http.app import create_app
+from served import served
 from wire_answers import as_uint8, assert_jpeg, pixels_of
 
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server of all the models, on a port of its own."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
     pipelines = {name: _pipeline(name, tmp_path_factory.mktemp(name)) for name in {kind.model for kind in KINDS}}
     models = InProcess(**{name: pipeline.answer for name, pipeline in pipelines.items()})
-    config = uvicorn.Config(
-        create_app(models, 1 << 22, 60.0), "127.0.0.1", 0, log_level="warning", lifespan="off", ws="none"
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    give_up = time.monotonic() + 30
-    while not server.started and time.monotonic() < give_up:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    with served(create_app(models, 1 << 22, 60.0)) as address:
+        yield address
     for pipeline in pipelines.values():
         pipeline.close()
-    torch.set_num_threads(before)
 
 
 def _pipeline(name: str, folder: Path) -> Any:

@@ -50,6 +50,7 @@ def test_it_writes_the_pictures_and_the_clip_and_stops_what_it_started(tmp_path:
     assert not marked(mark)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stop", "after_s"), [(signal.SIGINT, 4.0), (signal.SIGTERM, 7.0)])
 def test_stopped_in_the_middle_it_leaves_nothing_running(tmp_path: Path, stop: signal.Signals, after_s: float) -> None:
     mark = uuid.uuid4().hex

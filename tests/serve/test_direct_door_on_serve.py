@@ -36,7 +36,6 @@ def test_it_decodes_exactly_and_redirects_nobody(direct: str, path: str) -> None
         allow_redirects=False,
     )
     assert (answer.status_code, answer.headers["x-vae-model"]) == (200, "direct")
-    torch.set_num_threads(1)
     expected = pipeline_decode(tiny_vae("flux"), z)
     assert torch.equal(
         torch.frombuffer(bytearray(answer.content), dtype=torch.float32).reshape(expected.shape), expected

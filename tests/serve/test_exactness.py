@@ -23,14 +23,6 @@ from samples import IMAGE_KINDS, KINDS, latents, pipeline_decode, postprocessed,
 CASES = [(kind, layout) for kind in KINDS for layout in samples_of(kind)]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(params=["http", "handle"])
 def door(request: pytest.FixtureRequest, cluster: Cluster) -> Any:
     """Opens a model through this door."""

@@ -28,6 +28,7 @@ from remote_vae import errors
 from remote_vae.errors import RemoteVAEError
 from samples import latents
 
+pytestmark = pytest.mark.slow  # three servers, and proxies that are killed
 QUERY = "shape=1&shape=4&shape=8&shape=8&dtype=float32"
 BODY = latents(1, 4, 8, 8).numpy().tobytes()
 DECODE_S = 1.0

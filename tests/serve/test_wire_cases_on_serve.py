@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import requests
-import torch
 
 from conftest import Cluster
 from wire_cases import CASES, WireCase
@@ -45,14 +43,6 @@ CHOSEN = (
     "a client that numbers its requests",
     "a client that numbers its requests, and is refused",
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def send(cluster: Cluster, case: WireCase) -> Any:

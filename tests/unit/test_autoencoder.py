@@ -3,8 +3,6 @@ pixels are those that the same pipeline makes with the same VAE in its own memor
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -14,7 +12,6 @@ from typing import Any
 import pytest
 import ray
 import torch
-import uvicorn
 from diffusers import AutoPipelineForImage2Image, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from ray import serve
 
@@ -28,6 +25,7 @@ from remote_vae_serve.config import VAEConfig
 from remote_vae_serve.http.app import create_app
 from remote_vae_serve.replica.replica import VAE
 from samples import KINDS, latents, tiny_vae
+from served import served
 from tiny_pipelines import IMAGE_TO_IMAGE, TEXT_TO_IMAGE, arguments, output, pipeline
 
 HALF = "sdxl-half"
@@ -69,14 +67,6 @@ class Server:
         return RemoteVAE(f"{self.url}/{name}", **({"retries": 0, "timeout": 60} | options)).as_autoencoder()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def running(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("half")
@@ -86,15 +76,8 @@ def running(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     with pytest.MonkeyPatch.context() as patch:
         models = Replicas(sources, patch)
         app = create_app(models, max_body=1 << 24, deadline_s=60)
-        server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", lifespan="off", ws="none"))
-        thread = threading.Thread(target=server.run)
-        thread.start()
-        while not server.started:
-            assert thread.is_alive()
-            time.sleep(0.01)
-        yield Server(models, f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}")
-        server.should_exit = True
-        thread.join()
+        with served(app) as url:
+            yield Server(models, url)
 
 
 @pytest.fixture

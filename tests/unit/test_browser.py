@@ -23,6 +23,7 @@ v.onended = () => fetch(`/said?width=${v.videoWidth}&height=${v.videoHeight}&sec
 </script>"""
 
 
+@pytest.mark.browser
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
 def test_a_browser_plays_it_to_the_end(tmp_path: Path) -> None:
     mp4 = to_mp4([frames(12, 48, 64)], (12, 48, 64, 3), 8)

@@ -3,183 +3,37 @@ what comes back is compared with the local VAE bit for bit. ComfyUI itself is no
 
 from __future__ import annotations
 
-import asyncio
 import copy
-import functools
-import importlib.util
 import pickle
-import sys
-import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
 import pytest
 import torch
-import uvicorn
 
-from in_process import InProcess, diffusers_engine, pipeline_of
+from comfyui_package import (
+    COLD,
+    KINDS,
+    TINY,
+    Served,
+    Z,
+    load,
+    local_images,
+    local_latents,
+    nodes,
+    part,
+    picture,
+    run,
+    running,
+    server,
+)
 from local_server import free_port
 from remote_vae import errors
 from remote_vae.protocol.request import Request
-from remote_vae_serve.engine.diffusers_engine import DiffusersEngine
-from remote_vae_serve.http.app import Answerer, create_app
-from samples import latents, tiny_vae
+from samples import latents
 
-FOLDER = Path(__file__).parents[2] / "integrations" / "comfyui"
-KINDS = ("sd", "flux", "tiny", "hunyuan")
-COLD = "cold"
-"""A model of the server that no replica has been started for."""
-TINY = "for a tiny VAE of SD 1.x"
-
-
-class Reported(InProcess):
-    """Models that say of themselves what a replica does; of `COLD` no more than its name, until it is asked itself."""
-
-    def __init__(self, engines: dict[str, DiffusersEngine]) -> None:
-        self._pipelines = {name: pipeline_of(engine, name) for name, engine in engines.items()}
-        super().__init__(**{name: pipeline.answer for name, pipeline in self._pipelines.items()})
-        self._engines = engines
-        self.asleep = True
-        self.failing = False
-        self.described = 0
-
-    def find(self, name: str) -> Answerer:
-        model = super().find(name)
-        return self._fail if name == COLD and self.failing else model
-
-    async def _fail(self, _: Request) -> NoReturn:
-        raise errors.ModelFailed("its weights are not there", retry_after=30)
-
-    def describe(self, name: str) -> dict[str, Any]:
-        self.described += 1
-        described = super().describe(name)
-        if name == COLD and (self.asleep or self.failing):
-            return described | {"state": "failed" if self.failing else "cold"}
-        engine = self._engines[name]
-        return described | {
-            "class": engine.space.class_name, "latent_channels": engine.space.channels, "spatial_ratio": engine.space.ratio,
-            "temporal_ratio": engine.space.temporal_ratio, "video": engine.space.family.media == "video",
-        }  # fmt: skip
-
-    async def ask(self, name: str) -> dict[str, Any]:
-        self.asleep = False
-        return self.describe(name)
-
-    def close(self) -> None:
-        for pipeline in self._pipelines.values():
-            pipeline.close()
-
-
-class Served:
-    """The models behind a uvicorn of its own, in a thread."""
-
-    def __init__(self, models: Reported) -> None:
-        self.models = models
-        port = free_port()
-        self.url = f"http://127.0.0.1:{port}"
-        app = create_app(models, max_body=1 << 24, deadline_s=60)
-        self._server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error", ws="none"))
-        self._thread = threading.Thread(target=asyncio.run, args=[self._server.serve()])
-
-    def __enter__(self) -> Served:
-        self._thread.start()
-        while not self._server.started:
-            assert self._thread.is_alive()
-            time.sleep(0.01)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.should_exit = True
-        self._thread.join()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """On both sides, so that results can be compared bit for bit."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def nodes() -> Iterator[ModuleType]:
-    """The package, under the name that ComfyUI makes of its path."""
-    name = str(FOLDER).replace(".", "_x_")
-    spec = importlib.util.spec_from_file_location(name, FOLDER / "__init__.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    yield module
-    for loaded in [loaded for loaded in sys.modules if loaded.startswith(name)]:
-        del sys.modules[loaded]
-
-
-@pytest.fixture(scope="module")
-def running(weights: Path) -> Iterator[Served]:
-    engines = {kind: diffusers_engine(weights / kind) for kind in KINDS}
-    models = Reported(engines | {COLD: diffusers_engine(weights / "sd")})
-    with Served(models) as served:
-        yield served
-    models.close()
-
-
-@pytest.fixture
-def server(running: Served, nodes: ModuleType, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Its URL; ComfyUI was started with it in REMOTE_VAE_URL, just now."""
-    monkeypatch.setenv("REMOTE_VAE_URL", running.url)
-    monkeypatch.delenv("REMOTE_VAE_TOKEN", raising=False)
-    part(nodes, "address")._listed.clear()
-    running.models.asleep = True
-    return running.url
-
-
-def part(nodes: ModuleType, name: str) -> Any:
-    return sys.modules[f"{nodes.__name__}.{name}"]
-
-
-def run(nodes: ModuleType, node: str, **inputs: Any) -> Any:
-    """The first output of a node, executed as ComfyUI does it."""
-    node_class = nodes.NODE_CLASS_MAPPINGS[node]
-    with torch.inference_mode():
-        outputs = getattr(node_class(), node_class.FUNCTION)(**inputs)
-    assert len(outputs) == len(node_class.RETURN_TYPES)
-    return outputs[0]
-
-
-def load(nodes: ModuleType, server: str, kind: str, **inputs: Any) -> Any:
-    if kind == "tiny":
-        inputs.setdefault("latents", TINY)
-    return run(nodes, "RemoteVAE_Load", url=server, model=kind, **inputs)
-
-
-local = functools.cache(tiny_vae)
-
-
-def local_images(kind: str, z: torch.Tensor) -> torch.Tensor:
-    """What `comfy.sd.VAE.decode` makes of them, by its formula."""
-    with torch.inference_mode():
-        pixels = local(kind).decode(z, return_dict=False)[0]
-    return (pixels / 2 + 0.5).clamp(0, 1).movedim(1, -1)
-
-
-def local_latents(kind: str, pixels: torch.Tensor) -> torch.Tensor:
-    """What `comfy.sd.VAE.encode` makes of pixels `[B, 3, ...]` in [0, 1]: the mode."""
-    with torch.inference_mode():
-        encoded = local(kind).encode(pixels.contiguous() * 2 - 1)
-    return encoded.latents if kind == "tiny" else encoded.latent_dist.mode()
-
-
-def picture(*shape: int) -> torch.Tensor:
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(3))
-
-
-Z = {"sd": latents(2, 4, 6, 4), "flux": latents(1, 16, 4, 6), "hunyuan": latents(1, 4, 3, 4, 6)}
+__all__ = ["nodes", "running", "server"]  # fixtures
 
 
 # What ComfyUI asks of a package of nodes

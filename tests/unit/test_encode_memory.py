@@ -26,14 +26,6 @@ TILED = TilingPlan(256)
 LARGE = (1, 3, 320, 288)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module", params=["sd", "tiny"])
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)

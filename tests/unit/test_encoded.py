@@ -31,14 +31,6 @@ from samples import HUNYUAN, IMAGE_KINDS, KINDS, tiny_vae
 from served import served
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def vaes() -> dict[str, Any]:
     return {kind: tiny_vae(kind) for kind in KINDS}

@@ -32,14 +32,6 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return skip_sleeps(monkeypatch)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 FAILURES = {
     "503": saying(503), "starting": raising(errors.ModelStarting("Wait.")), "failed": raising(errors.ModelFailed("Gone.")),
     "429": saying(429), "500": saying(500), "protocol": raising(errors.ProtocolMismatch("Other.")), "502": saying(502),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,14 +24,6 @@ from remote_vae_serve.families.table import FAMILIES, GENERIC, latent_space_of
 from samples import IMAGE_KINDS, KINDS, latents, tiny_vae
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def space_of(vae: Any) -> LatentSpace:

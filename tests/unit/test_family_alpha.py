@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import subprocess
-from collections.abc import Iterator
 
-import diffusers
 import imageio_ffmpeg
 import numpy as np
 import pytest
@@ -34,15 +32,7 @@ CASE = next(case for case in CASES if "Layered" in case.name)
 SIZE = {"height": 32, "width": 48}
 COLOURS = np.random.default_rng(5).integers(0, 256, (32, 48, 4), np.uint8)
 
-
-@pytest.fixture(autouse=True)
-def one_thread_and_quiet() -> Iterator[None]:
-    before, level = torch.get_num_threads(), diffusers.logging.get_verbosity()
-    torch.set_num_threads(1)
-    diffusers.logging.set_verbosity_error()
-    yield
-    diffusers.logging.set_verbosity(level)
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 @pytest.fixture(scope="module")

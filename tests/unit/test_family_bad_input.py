@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-import diffusers
 import pytest
 import torch
 
@@ -33,18 +32,11 @@ OWN = Scaling(own=True)
 SIZES = ((1, 1), (1, 2), (3, 2))
 FRAMES = (1, 2, 3, 6)
 
-pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without")  # diffusers does
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:flex_attention called without"),  # diffusers does
+    pytest.mark.usefixtures("quiet"),
+]
 each_class = pytest.mark.parametrize("name", sorted(CLASSES))
-
-
-@pytest.fixture(autouse=True)
-def one_thread_and_quiet() -> Iterator[None]:
-    before, level = torch.get_num_threads(), diffusers.logging.get_verbosity()
-    torch.set_num_threads(1)
-    diffusers.logging.set_verbosity_error()
-    yield
-    diffusers.logging.set_verbosity(level)
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-import diffusers
 import pytest
 import torch
 
@@ -27,15 +25,7 @@ FRAMES = {"AutoencoderKLAllegro": 6, "AutoencoderKLMiniMaxH3": 3, "AutoencoderVi
 FRAMES_OF_PIXELS = {"AutoencoderKLAllegro": 24, "AutoencoderKLMiniMaxH3": 17, "AutoencoderKLQwenImage21": 1}
 SMALL = TilingPlan(64)
 
-
-@pytest.fixture(autouse=True)
-def one_thread_and_quiet() -> Iterator[None]:
-    before, level = torch.get_num_threads(), diffusers.logging.get_verbosity()
-    torch.set_num_threads(1)
-    diffusers.logging.set_verbosity_error()
-    yield
-    diffusers.logging.set_verbosity(level)
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 def module_and_space(case: Case) -> tuple[Any, LatentSpace]:

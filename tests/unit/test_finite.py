@@ -31,14 +31,6 @@ DIM, BRIGHT = 0.01, 10.0
 """What latents are multiplied with, to stay within float16 in the decoder and to leave it."""
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def overflowing(kind: str = "sd") -> Any:
     """A decoder whose first activations are too large for float16 where latents are bright; norms make them small again."""
     vae = tiny_vae(kind)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from functools import lru_cache, partial
@@ -15,6 +13,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderKLHunyuanVideo, AutoencoderTiny
 
+from fresh_process import printed_by
 from remote_vae.protocol.decode_request import Output
 from remote_vae_serve.engine.memory import estimate
 from remote_vae_serve.engine.memory.estimate import LiveBytes, MemoryEstimator, on_meta, peak_bytes
@@ -260,12 +259,7 @@ with torch.inference_mode():
     model.decode(torch.zeros(1, 4, {size}, {size}))
 print(told.decode((1, 4, {size}, {size}), UNTILED), mark("VmHWM") - before)
 """
-    paths = [path for path in sys.path if path]
-    run = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path[:0] = {paths!r}\n{script}"],
-        capture_output=True, text=True, check=True, timeout=120,
-    )  # fmt: skip
-    predicted, grown = map(int, run.stdout.split())
+    predicted, grown = map(int, printed_by(script).split())
     with capsys.disabled():
         print(f"\nSD, {8 * size} px: forecast {predicted / MIB:.0f} MiB, the process grew by {grown / MIB:.0f} MiB")
     assert 0.8 * predicted < grown < 1.6 * predicted + 128 * MIB

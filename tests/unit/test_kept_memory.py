@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import pytest
 from diffusers import AutoencoderKL
 
+from fresh_process import printed_by
 from remote_vae_serve.engine.memory.budget import host_memory
 from remote_vae_serve.engine.memory.malloc_cache import ENVIRONMENT, MallocCache
 
@@ -60,9 +59,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def decodes(folder: Path, environment: Mapping[str, str], *sizes: int, memory: float = 4.0) -> list[dict[str, Any]]:
     """What decodes of so many latents along an edge took, one after the other, and what a pause left."""
-    command = [sys.executable, "-c", SCRIPT, json.dumps([str(folder), memory, sizes])]
-    run = subprocess.run(command, env=dict(environment), stdout=subprocess.PIPE, check=True, timeout=120)
-    told: list[dict[str, Any]] = json.loads(run.stdout)
+    given = json.dumps([str(folder), memory, sizes])
+    told: list[dict[str, Any]] = json.loads(printed_by(SCRIPT, given, environment=environment))
     return told
 
 

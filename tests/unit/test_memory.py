@@ -30,14 +30,6 @@ SMALL, LARGE = (1, 4, 12, 12), (1, 4, 40, 36)
 TILED = TilingPlan(256)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_vae("sd", tmp_path_factory.mktemp("sd"))

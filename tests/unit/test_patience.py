@@ -241,7 +241,7 @@ def test_a_call_whose_requests_outlast_its_deadline_times_out(clock: Clock) -> N
 
 
 @pytest.mark.parametrize(
-    "value", [0, -1, float("nan"), float("inf"), 10 * LONGEST_WAIT_S, "3", True, False, [1, 2], object()], ids=repr
+    "value", [0, -1, float("nan"), float("inf"), 10 * LONGEST_WAIT_S, "3", True, False, [1, 2], object], ids=repr
 )
 @pytest.mark.parametrize("name", ["timeout", "deadline"])
 def test_a_wait_that_is_none_is_refused_by_name(name: str, value: Any) -> None:

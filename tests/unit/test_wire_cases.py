@@ -56,14 +56,11 @@ ABSENT = {
 
 @pytest.fixture(scope="module")
 def app(weights: Path) -> Iterator[TestClient]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     pipelines = {kind: pipeline_of(diffusers_engine(weights / kind), kind) for kind in KINDS}
     models = InProcess(**{kind: pipeline.answer for kind, pipeline in pipelines.items()}, **ABSENT)
     yield TestClient(create_app(models, MAX_BODY, 20.0, HOSTS), follow_redirects=False)
     for pipeline in pipelines.values():
         pipeline.close()
-    torch.set_num_threads(threads)
 
 
 def send(app: TestClient, case: WireCase) -> Any:

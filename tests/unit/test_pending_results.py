@@ -63,7 +63,7 @@ def test_bytes_are_made_in_a_piece_of_memory_and_floats_in_one_copy() -> None:
     assert live.peak == pixels.nbytes
 
 
-def test_what_is_on_the_shelf_is_counted_once_and_until_it_is_gone() -> None:
+def test_a_pending_result_is_counted_once_and_until_it_is_gone() -> None:
     there, result = PendingResults(), torch.zeros(4, 100)
     for part in (result, result[0], result[1:].view(-1)):
         there.put(part)

@@ -1,7 +1,7 @@
 """The protocol as a table: what each of its clients puts on the wire, and what it must get. `CASES` is what the tests run.
 
 A name begins with the client that sends it. Where no client would, it says what is probed. The sections are the points of the
-protocol: routes, query, body, defaults, scaling, shapes, replies, hints, encoding, errors, patience and identity.
+protocol: routes, query, body, defaults, scaling, shapes, replies, hints, encoding, errors, deadlines and identity.
 """
 
 from __future__ import annotations
@@ -460,7 +460,7 @@ ERRORS = [
     WireCase("a model that crashes", "/broken", PLAIN, Refused(500, "internal_error", None, "request id", "app")),
 ]  # fmt: skip
 
-PATIENCE = [
+DEADLINES = [
     WireCase("ours with a deadline that is met", "/sd", PLAIN.but({"x-vae-deadline-ms": "15000"}), PLAIN_GIVES),
     WireCase("ours with a deadline that is met, encoding", "/sd/encode",
              today_encode(PIXELS).but({"x-vae-deadline-ms": "15000"}, seed="1"), Encodes(PIXELS, seed=1)),
@@ -480,7 +480,7 @@ IDENTITY = [
 ]  # fmt: skip
 
 CASES: dict[str, WireCase] = {}
-_SECTIONS = (ROUTES, QUERY, BODY, DEFAULTS, SCALING, SHAPES, REPLIES, HINTS, ENCODING, ERRORS, PATIENCE, IDENTITY)
+_SECTIONS = (ROUTES, QUERY, BODY, DEFAULTS, SCALING, SHAPES, REPLIES, HINTS, ENCODING, ERRORS, DEADLINES, IDENTITY)
 for _case in (case for section in _SECTIONS for case in section):
     assert _case.name not in CASES, _case.name
     CASES[_case.name] = _case

@@ -118,7 +118,7 @@ def test_what_one_leaves_out_the_other_says() -> None:
 
 
 def test_hints_said_stand_in_the_order_of_the_fields() -> None:
-    assert Hints(**dict(reversed(ALL.items()))).said() == tuple(NAMES)
+    assert Hints(**dict(reversed(ALL.items()))).given() == tuple(NAMES)
 
 
 def test_a_plain_hint_of_no_known_name_is_refused_with_those_that_are() -> None:

@@ -48,7 +48,7 @@ def connection(retries: int = RETRIES) -> Decorator[Any]:
         click.option("--timeout", type=_POSITIVE, help="Seconds for one try.  [default: 10 to connect, 300 to answer]"),
         click.option("--deadline", type=_POSITIVE, help="Seconds for all tries of one request.  [default: none]"),
         click.option("--retries", type=click.IntRange(min=0), default=retries, show_default=True,
-                     help="RetryState after the first, where the server is busy or away."),
+                     help="Tries after the first, where the server is busy or away."),
         click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output, errors included."),
     )  # fmt: skip
 
@@ -138,5 +138,5 @@ def transport(
     endpoint: str, connections: int, token: str | None, timeout: float | None, deadline: float | None, retries: int
 ) -> HttpTransport:
     """What the options of `connection` ask for. Raises BadRequest."""
-    patience = RetryPolicy(DEFAULT_TIMEOUT if timeout is None else timeout, deadline, retries)
-    return HttpTransport(endpoint, patience, connections, token)
+    retry_policy = RetryPolicy(DEFAULT_TIMEOUT if timeout is None else timeout, deadline, retries)
+    return HttpTransport(endpoint, retry_policy, connections, token)

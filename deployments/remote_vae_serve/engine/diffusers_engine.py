@@ -139,7 +139,7 @@ class DiffusersEngine(Engine):
 
     @property
     def free(self) -> int:
-        """Bytes of the budget that are left for operation."""
+        """Bytes of the budget that are left for work."""
         return self._free_for(self.dtype)
 
     def _free_for(self, dtype: torch.dtype) -> int:
@@ -241,7 +241,7 @@ class DiffusersEngine(Engine):
     def _within_memory(
         self, operation: Operation, batch: torch.Tensor, plan: TilingPlan, dtype: torch.dtype
     ) -> tuple[torch.Tensor, TilingPlan]:
-        """Operation by the plan; out of memory, by one that takes less. With the plan that it was."""
+        """Run the operation by the plan; out of memory, by one that takes less. With the plan that it was."""
         while (made := self._attempt(operation, batch, plan, dtype)) is None:
             try:
                 plan = self._plan(operation, tuple(batch.shape), dtype, plan)

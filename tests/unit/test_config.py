@@ -66,6 +66,12 @@ def test_a_value_of_a_wrong_type_or_size_is_refused_by_name(
     assert {str(error["loc"][0]) for error in caught.value.errors()} == {parameter}
 
 
+def test_a_hint_may_have_its_former_spelling() -> None:
+    assert VAEConfig(source="demo", hints={"denormalised": True}).hints == {"denormalized": True}
+    with pytest.raises(ValidationError, match="are one parameter"):
+        VAEConfig(source="demo", hints={"denormalised": True, "denormalized": False})
+
+
 @pytest.mark.parametrize("config", [VAEConfig(source="demo"), IngressConfig(), FakeEngineConfig()])
 def test_arguments_are_frozen(config: Arguments) -> None:
     for name in type(config).model_fields:

@@ -94,7 +94,7 @@ def test_a_model_lists_the_hints_it_takes_with_their_meaning_and_those_of_its_ap
     hints = {"patch_order": "ph_pw_c"}
     description = VAE(VAEConfig(source=str(tmp_path), device="cpu", threads=1, hints=hints)).description()
     assert description["state"] == "ready"
-    assert list(description["hints"]) == ["layout", "patch_order", "denormalised"]
+    assert list(description["hints"]) == ["layout", "patch_order", "denormalized"]
     assert description["hints"]["patch_order"] == PATCH_ORDER.meaning
     assert description["application_hints"] == hints
     assert json.loads(json.dumps(description)) == description

@@ -85,8 +85,9 @@ def hint_option(known: Sequence[Parameter[Any]] = PARAMETERS) -> Decorator[Any]:
     def read(context: click.Context, option: click.Parameter, written: tuple[str, ...]) -> Hints:
         pairs = [(name.strip(), value) for name, _, value in (one.partition("=") for one in written)]
         names = [parameter.name for parameter in known]
+        read = {name for parameter in known for name in parameter.names}
         for name, value in pairs:
-            if name not in names or not value.strip():
+            if name not in read or not value.strip():
                 raise click.BadParameter(f"{name}={value!r:.80}; expected NAME=VALUE, NAME one of {', '.join(names)}")
         try:
             return Hints.of(collect(pairs))

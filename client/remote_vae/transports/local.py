@@ -32,7 +32,7 @@ from remote_vae.transports.transport import Transport
 logger = logging.getLogger(__name__)
 NOT_THE_USERS = (BrokenReply, ConnectionFailed, DeadlineExceeded, InternalError, TimedOut, Unavailable)
 """Errors that a local decode can make good. What is wrong with a request is wrong here too."""
-HONOURED = ("denormalised",)
+HONOURED = ("denormalized",)
 """Hints that mean the same here as on a server."""
 
 
@@ -99,7 +99,7 @@ class LocalTransport:
     """Decodes and encodes with an autoencoder of diffusers, in this process.
 
     Args:
-        vae: as a pipeline has it at `pipe.vae`. Latents are denormalised by its config; packed ones are Flux's.
+        vae: as a pipeline has it at `pipe.vae`. Latents are denormalized by its config; packed ones are Flux's.
     """
 
     def __init__(self, vae: Any) -> None:
@@ -276,7 +276,7 @@ class LocalTransport:
 
 def _scaling_of(request: Request) -> Scaling:
     """Without the model's own convention where there is nothing for it to undo."""
-    return Scaling() if request.scaling.own and request.hints.denormalised else request.scaling
+    return Scaling() if request.scaling.own and request.hints.denormalized else request.scaling
 
 
 def _refuse_infinity(tensor: Any, what: str) -> None:

@@ -42,7 +42,7 @@ WEBSOCKET = (
 
 def _applications(config: dict[str, Any]) -> None:
     ingress = next(app for app in config["applications"] if app["name"] == "remote-vae")
-    ingress["args"].update(max_body_mib=1, deadline_s=2)
+    ingress["args"].update(max_body_mib=1, request_timeout_s=2)
     models = [
         {
             "name": name,

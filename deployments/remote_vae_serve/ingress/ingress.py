@@ -31,7 +31,7 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> Starlette:
         """Serve calls this after the constructor and serves what it returns."""
         config = self._config
-        return create_app(self, config.max_body, config.deadline_s, config.hosts, config.has_connections)
+        return create_app(self, config.max_body, config.request_timeout_s, config.hosts, config.has_connections)
 
     def find(self, name: str) -> Answerer:
         """The way to a model. Raises UnknownModel, ModelFailed or ModelStarting."""

@@ -135,7 +135,7 @@ class VAE:
         """Serve calls this after the constructor: the direct door, where the application has a path of its own."""
         config = self._config
         return create_model_app(
-            self._model, SingleModel(self), config.max_body, config.deadline_s, config.has_connections
+            self._model, SingleModel(self), config.max_body, config.request_timeout_s, config.has_connections
         )
 
     async def answer(self, request: Request) -> Result:

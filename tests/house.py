@@ -35,7 +35,7 @@ from remote_vae_serve.replica.device_worker import Job
 from remote_vae_serve.replica.pipeline import Pipeline
 from served import served
 
-PATIENCE_S = 20.0
+WAIT_S = 20.0
 MAX_BODY = 2**26
 DOORS = ("ingress", "direct")
 
@@ -79,7 +79,7 @@ class House:
         self._tasks = self._running_tasks()
 
     def serve(self, z: torch.Tensor | None = None, output: Output = Output.JPEG, **headers: str) -> Answer:
-        return exchange(self.url, post(z, output, self.path, **headers), timeout_s=PATIENCE_S)
+        return exchange(self.url, post(z, output, self.path, **headers), timeout_s=WAIT_S)
 
     def _running_tasks(self) -> int:
         assert self._loop is not None
@@ -115,7 +115,7 @@ def house(
     engine: Engine,
     temporary: Path,
     door: str = "ingress",
-    deadline_s: float = PATIENCE_S,
+    deadline_s: float = WAIT_S,
     first: tuple[torch.Tensor | None, Output] = (None, Output.JPEG),
 ) -> Iterator[House]:
     """A server that has answered its first request; at the end no thread of it is left."""
@@ -150,7 +150,7 @@ class Gated(FakeEngine):
     def decode(self, latents: torch.Tensor, plan: TilingPlan, hints: RequestHints = NO_HINTS) -> Decoded:
         self.decoded.append(latents[:, 0, 0, 0].tolist())
         self.entered.set()
-        assert self.open.wait(PATIENCE_S)
+        assert self.open.wait(WAIT_S)
         return super().decode(latents, plan, hints)
 
     def shut(self) -> None:
@@ -170,7 +170,7 @@ def post(z: torch.Tensor | None = None, output: Output = Output.JPEG, path: str 
 
 
 def until(condition: Callable[[], bool], otherwise: Callable[[], object] = lambda: "it did not come") -> None:
-    give_up = time.monotonic() + PATIENCE_S
+    give_up = time.monotonic() + WAIT_S
     while not condition():
         assert time.monotonic() < give_up, otherwise()
         time.sleep(0.01)
@@ -232,7 +232,7 @@ def filled(value: float, *shape: int) -> torch.Tensor:
 
 
 def send(there: House, *pieces: bytes) -> socket.socket:
-    connection = connect(there.url, PATIENCE_S)
+    connection = connect(there.url, WAIT_S)
     for piece in pieces:
         connection.sendall(piece)
     return connection

@@ -1,7 +1,7 @@
 """The protocol as a table: what each of its clients puts on the wire, and what it must get. `CASES` is what the tests run.
 
 A name begins with the client that sends it. Where no client would, it says what is probed. The sections are the points of the
-protocol: routes, query, body, defaults, scaling, shapes, replies, hints, encoding, errors, patience and identity.
+protocol: routes, query, body, defaults, scaling, shapes, replies, hints, encoding, errors, deadlines and identity.
 """
 
 from __future__ import annotations
@@ -279,13 +279,13 @@ REPLIES = [
 ]  # fmt: skip
 
 EVERY_HINT: dict[str, Any] = {
-    "num_frames": 9, "layers": 1, "drop_frames": 0, "layout": "channels_first", "patch_order": "c_ph_pw", "denormalised": False,
+    "num_frames": 9, "layers": 1, "drop_frames": 0, "layout": "channels_first", "patch_order": "c_ph_pw", "denormalized": False,
     "sigma_data": 0.5, "decode_timestep": 0.05, "decode_noise_scale": 0.025, "decode_chunk_size": 14, "force_not_quantize": True,
 }  # fmt: skip
-OF_SD: dict[str, Any] = {name: EVERY_HINT[name] for name in ("layout", "patch_order", "denormalised")}
+OF_SD: dict[str, Any] = {name: EVERY_HINT[name] for name in ("layout", "patch_order", "denormalized")}
 NO_HINTS = {
     "num_frames": ("0", "-9", "9.5", "many", "", "1048577", "9,9"), "layers": ("0", "x"), "drop_frames": ("-1", "one"),
-    "layout": ("", "last", "channels_last,frames_first"), "patch_order": ("c_pw_ph",), "denormalised": ("yes", "2", ""),
+    "layout": ("", "last", "channels_last,frames_first"), "patch_order": ("c_pw_ph",), "denormalized": ("yes", "2", ""),
     "sigma_data": ("0", "-1", "nan", "inf", "half"), "decode_timestep": ("-0.1", "1.5", "nan"),
     "decode_noise_scale": ("1.01", "loud"), "decode_chunk_size": ("0", "1e3"), "force_not_quantize": ("maybe",),
 }  # fmt: skip
@@ -299,7 +299,19 @@ HINTS = [
       for name, value in EVERY_HINT.items() if name not in OF_SD),
     WireCase("ours, every hint with a picture", "/sd/encode",
              ours(EncodeRequest(from_array(PIXELS), seed=11, hints=Hints(**EVERY_HINT))), Encodes(PIXELS, seed=11)),
-    WireCase("v0 with hints in its JSON", "/sd", v0(Z, denormalised=False, num_frames=None, seed=3), Decodes(Z, "jpg")),
+    WireCase("v0 with hints in its JSON", "/sd", v0(Z, denormalized=False, num_frames=None, seed=3), Decodes(Z, "jpg")),
+    WireCase("v0 of before diffusers' spelling, hints in its JSON", "/sd", v0(Z, denormalised=False), Decodes(Z, "jpg")),
+    *(WireCase(f"{kind} with denormalised={value}", f"/sd{path}", sent.but(denormalised=value), gives)
+      for kind, path, sent, right in (("ours of before diffusers' spelling", "", PLAIN, PLAIN_GIVES),
+                                      ("the same, encoding", "/encode", today_encode(PIXELS).but(seed="1"),
+                                       Encodes(PIXELS, seed=1)))
+      for value, gives in (("False", right), ("maybe", bad("denormalised", "expected true or false")))),
+    WireCase("one that sends both spellings", "/sd", PLAIN.but(denormalised="False", denormalized="false"), PLAIN_GIVES),
+    WireCase("one that sends both spellings and contradicts itself", "/sd", PLAIN.but(denormalised="True", denormalized="False"),
+             bad("denormalized", "differ")),
+    WireCase("a client of the new spelling alone", "/sd", PLAIN.but(denormalized="False"), PLAIN_GIVES),
+    WireCase("the same, encoding with the new spelling", "/sd/encode",
+             today_encode(PIXELS).but(seed="1", denormalized="False"), Encodes(PIXELS, seed=1)),
     WireCase("a script that writes LAYOUT=Channels_First", "/sd", PLAIN.but(layout="Channels_First"), PLAIN_GIVES),
     *(WireCase(f"{name}={value}", "/sd", PLAIN.but(**{name: value}), bad(name, "expected"))
       for name, values in NO_HINTS.items() for value in values),
@@ -332,7 +344,7 @@ ERRORS = [
     WireCase("a model that crashes", "/broken", PLAIN, Refused(500, "internal_error", None, "request id", "app")),
 ]  # fmt: skip
 
-PATIENCE = [
+DEADLINES = [
     WireCase("ours with a deadline that is met", "/sd", PLAIN.but({"x-vae-deadline-ms": "15000"}), PLAIN_GIVES),
     WireCase("ours with a deadline that is met, encoding", "/sd/encode",
              today_encode(PIXELS).but({"x-vae-deadline-ms": "15000"}, seed="1"), Encodes(PIXELS, seed=1)),
@@ -352,7 +364,7 @@ IDENTITY = [
 ]  # fmt: skip
 
 CASES: dict[str, WireCase] = {}
-_SECTIONS = (ROUTES, QUERY, BODY, DEFAULTS, SCALING, SHAPES, REPLIES, HINTS, ENCODING, ERRORS, PATIENCE, IDENTITY)
+_SECTIONS = (ROUTES, QUERY, BODY, DEFAULTS, SCALING, SHAPES, REPLIES, HINTS, ENCODING, ERRORS, DEADLINES, IDENTITY)
 for _case in (case for section in _SECTIONS for case in section):
     assert _case.name not in CASES, _case.name
     CASES[_case.name] = _case

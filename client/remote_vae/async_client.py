@@ -78,8 +78,11 @@ class AsyncRemoteVAE:
     ) -> Decoded:
         """Decode: see `remote_decode`."""
         call = DecodeCall(
-            tensor, processor, do_scaling, scaling_factor, shift_factor, output_type, return_type, image_format,
-            partial_postprocess, input_tensor_type, output_tensor_type, height, width, fps, self._wire_dtype, Hints(**hints),
+            tensor=tensor, processor=processor, do_scaling=do_scaling, scaling_factor=scaling_factor, shift_factor=shift_factor,
+            output_type=output_type, return_type=return_type, image_format=image_format,
+            partial_postprocess=partial_postprocess, input_tensor_type=input_tensor_type,
+            output_tensor_type=output_tensor_type, height=height, width=width, fps=fps, wire_dtype=self._wire_dtype,
+            hints=Hints.of_arguments(hints),
         )  # fmt: skip
         if as_ref:
             return await self._transport.send_ref_async(await asyncio.to_thread(call.only_request))
@@ -98,8 +101,9 @@ class AsyncRemoteVAE:
     ) -> Tensor:
         """Encode: see `remote_encode`."""
         call = EncodeCall(
-            image, scaling_factor, shift_factor, do_scaling, sample_mode, seed, self._wire_dtype, Hints(**hints)
-        )
+            image=image, scaling_factor=scaling_factor, shift_factor=shift_factor, do_scaling=do_scaling,
+            sample_mode=sample_mode, seed=seed, wire_dtype=self._wire_dtype, hints=Hints.of_arguments(hints),
+        )  # fmt: skip
         return await ask_async(self._transport, call)
 
     async def submit(self, tensor: Tensor, *args: Any, **options: Any) -> asyncio.Task[Decoded]:

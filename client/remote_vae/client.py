@@ -80,8 +80,10 @@ def remote_decode(
     with RemoteVAE(endpoint, timeout=timeout, deadline=deadline, retries=retries, token=token, fallback=fallback,
                    wire_dtype=wire_dtype) as vae:  # fmt: skip
         return vae.decode(
-            tensor, processor, do_scaling, scaling_factor, shift_factor, output_type, return_type, image_format,
-            partial_postprocess, input_tensor_type, output_tensor_type, height, width, fps=fps, as_ref=as_ref, **hints,
+            tensor, processor=processor, do_scaling=do_scaling, scaling_factor=scaling_factor, shift_factor=shift_factor,
+            output_type=output_type, return_type=return_type, image_format=image_format,
+            partial_postprocess=partial_postprocess, input_tensor_type=input_tensor_type,
+            output_tensor_type=output_tensor_type, height=height, width=width, fps=fps, as_ref=as_ref, **hints,
         )  # fmt: skip
 
 
@@ -196,8 +198,11 @@ class RemoteVAE:
     ) -> Decoded:
         """Decode and wait: see `remote_decode`."""
         call = DecodeCall(
-            tensor, processor, do_scaling, scaling_factor, shift_factor, output_type, return_type, image_format,
-            partial_postprocess, input_tensor_type, output_tensor_type, height, width, fps, self._wire_dtype, Hints(**hints),
+            tensor=tensor, processor=processor, do_scaling=do_scaling, scaling_factor=scaling_factor, shift_factor=shift_factor,
+            output_type=output_type, return_type=return_type, image_format=image_format,
+            partial_postprocess=partial_postprocess, input_tensor_type=input_tensor_type,
+            output_tensor_type=output_tensor_type, height=height, width=width, fps=fps, wire_dtype=self._wire_dtype,
+            hints=Hints.of_arguments(hints),
         )  # fmt: skip
         if as_ref:
             return self._transport.send_ref(call.only_request())
@@ -216,8 +221,9 @@ class RemoteVAE:
     ) -> Tensor:
         """Encode and wait: see `remote_encode`."""
         call = EncodeCall(
-            image, scaling_factor, shift_factor, do_scaling, sample_mode, seed, self._wire_dtype, Hints(**hints)
-        )
+            image=image, scaling_factor=scaling_factor, shift_factor=shift_factor, do_scaling=do_scaling,
+            sample_mode=sample_mode, seed=seed, wire_dtype=self._wire_dtype, hints=Hints.of_arguments(hints),
+        )  # fmt: skip
         return ask(self._transport, call)
 
     def as_autoencoder(self) -> RemoteAutoencoder:

@@ -1,5 +1,5 @@
-"""The arguments of the two builders, `ingress` and `vae`, as they stand under `args:` in serve_config.yaml. Typed, frozen;
-every default is written here, once. How Serve runs them (replicas, queues) is Serve's own business, under `deployments:`."""
+"""The arguments of the application builders, `ingress` and `vae`, as they stand under `args:` in serve_config.yaml: pydantic
+models with every default. How Serve runs them (replicas, queues) is Serve's own business, under `deployments:`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import difflib
 import os
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from remote_vae.errors import BadRequest
 from remote_vae.protocol.hints import Hints
@@ -18,34 +18,60 @@ Reservation = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Arguments(BaseModel):
-    """Base of both: frozen, and an unknown key is refused with the nearest known one named."""
+    """Base of the builder arguments: frozen; of an unknown key the nearest known one is named, a former name is read."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @model_validator(mode="before")
     @classmethod
-    def _no_unknown_keys(cls, values: Any) -> Any:
-        if isinstance(values, dict):
-            mistakes = []
-            for key in values:
-                if key not in cls.model_fields:
-                    near = difflib.get_close_matches(str(key), cls.model_fields, n=1, cutoff=0.5)
-                    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(cls.model_fields)}"
-                    mistakes.append(f"unknown argument {key!r}; {hint}")
-            if mistakes:
-                raise ValueError("; ".join(mistakes))
+    def _known_keys(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        names = {name: name for name in cls.model_fields} | cls._former_names()
+        mistakes = []
+        for key in values:
+            if key not in names:
+                near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.5)
+                hint = f"did you mean {names[near[0]]!r}?" if near else f"known are {', '.join(cls.model_fields)}"
+                mistakes.append(f"unknown argument {key!r}; {hint}")
+        values = dict(values)
+        for former, name in cls._former_names().items():
+            if former in values and name in values and values.pop(former) != values[name]:
+                mistakes.append(f"{name} and its former name {former} differ; leave out {former}")
+        if mistakes:
+            raise ValueError("; ".join(mistakes))
         return values
+
+    @classmethod
+    def _former_names(cls) -> dict[str, str]:
+        """Names of arguments by what they were called before: the choices of `validation_alias` after the first."""
+        return {
+            str(former): name
+            for name, field in cls.model_fields.items()
+            if isinstance(field.validation_alias, AliasChoices)
+            for former in field.validation_alias.choices[1:]
+        }
 
 
 class DoorConfig(Arguments):
-    """What the HTTP side wants to know, in the ingress and at a model's own path alike."""
+    """Arguments of the HTTP app, in the ingress and at a model's own path alike."""
 
     max_body_mib: float = Field(256, gt=0, description="Largest request body, in MiB; larger ones get a 413.")
-    deadline_s: float = Field(300, gt=0, description="Seconds after which a request gets a 504.")
+    request_timeout_s: float = Field(
+        300,
+        gt=0,
+        validation_alias=AliasChoices("request_timeout_s", "deadline_s"),
+        description="Seconds after which a request gets a 504.",
+    )
 
     @property
     def max_body(self) -> int:
         return int(self.max_body_mib * 2**20)
+
+    @property
+    def deadline_s(self) -> float:
+        """The former name of `request_timeout_s`."""
+        return self.request_timeout_s
 
     @property
     def has_connections(self) -> bool:

@@ -13,7 +13,7 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 IN_URL = "(named in the URL)"
 """Entry of the model list that takes the URL as it is, its path included: for a model that the list does not have."""
 
-PATIENCE_S = 2.0
+LIST_TIMEOUT_S = 2.0
 """ComfyUI fills its lists in the event loop of its own server, which stands still meanwhile."""
 KEEP_S = 10.0
 _listed: dict[str, tuple[float, list[str]]] = {}
@@ -48,7 +48,7 @@ def models() -> list[str]:
     asked, names = _listed.get(url, (float("-inf"), []))
     if time.monotonic() - asked > KEEP_S:
         try:
-            names = _names(url, PATIENCE_S, retries=0)
+            names = _names(url, LIST_TIMEOUT_S, retries=0)
         except RemoteVAEError:
             names = []
         _listed[url] = (time.monotonic(), names)

@@ -95,7 +95,7 @@ CASES = (
         notes="Encoded latents are patches, [B, 128, h / 2, w / 2], before the pipeline packs them.",
     ),
     Case(
-        name="AutoencoderKLFlux2: Flux.2 Klein, denormalised",
+        name="AutoencoderKLFlux2: Flux.2 Klein, denormalized",
         class_name="AutoencoderKLFlux2",
         build=_build,
         latents=_klein_latents,

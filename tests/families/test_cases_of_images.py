@@ -21,7 +21,7 @@ CASE = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 ENCODED = pytest.mark.parametrize("case", [case for case in CASES if case.encode], ids=lambda case: case.name)
 STATISTICS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 UNSCALED = {
-    "AutoencoderKLFlux2: Flux.2 Klein, denormalised",
+    "AutoencoderKLFlux2: Flux.2 Klein, denormalized",
     "VQModel: Kandinsky",
     "VQModel: LDM super-resolution",
     "VQModel: Amused, numbers of codes",

@@ -66,7 +66,7 @@ def hints_of(case: Case) -> Hints:
     said: dict[str, Any] = {}
     for name, value in case.parameters.items():
         if name == "scaling":
-            said["denormalised"] = True
+            said["denormalized"] = True
         elif name not in ("height", "width", *OF_CONFIG):
             said[HINTS.get(name, name)] = value.replace(" ", "_") if isinstance(value, str) else value
     return Hints(**said)

@@ -1,4 +1,4 @@
-"""The latents of LTX-2, which its pipelines hand out denormalised, for its autoencoder and for its diffusion decoder."""
+"""The latents of LTX-2, which its pipelines hand out denormalized, for its autoencoder and for its diffusion decoder."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ WEBSOCKET = (
 
 def _applications(config: dict[str, Any]) -> None:
     ingress = next(app for app in config["applications"] if app["name"] == "remote-vae")
-    ingress["args"].update(max_body_mib=1, deadline_s=2)
+    ingress["args"].update(max_body_mib=1, request_timeout_s=2)
     models = [
         {
             "name": name,
@@ -77,11 +77,11 @@ class Mode:
         return self.name == "haproxy"
 
     def ask(
-        self, path: str, method: str = "GET", headers: bytes = b"", body: bytes = b"", patience: float = 10
+        self, path: str, method: str = "GET", headers: bytes = b"", body: bytes = b"", wait_s: float = 10
     ) -> Answer:
         length = b"Content-Length: %d\r\n" % len(body) if body else b""
         head = f"{method} {path} HTTP/1.1\r\nHost: x\r\n".encode() + headers + length + b"\r\n"
-        return exchange(self.server.url, head, body, timeout_s=patience)
+        return exchange(self.server.url, head, body, timeout_s=wait_s)
 
     def begin_slow_decode(self) -> socket.socket:
         """A request in the middle of being answered."""
@@ -94,7 +94,7 @@ class Mode:
     def knock(self) -> None:
         """Note what a server says that has no application yet."""
         try:
-            answer = self.ask("/fake", patience=0.5)
+            answer = self.ask("/fake", wait_s=0.5)
         except OSError:
             return
         if answer.status not in (0, 200):
@@ -193,8 +193,7 @@ def test_an_ingress_that_raises_is_a_500_and_says_nothing_of_the_inside(mode: Mo
 def test_a_full_queue_of_the_ingress_is_a_503(mode: Mode) -> None:
     answers: list[Answer] = []
     threads = [
-        threading.Thread(target=lambda: answers.append(mode.ask("/troubled/raises/sleep", patience=30)))
-        for _ in range(5)
+        threading.Thread(target=lambda: answers.append(mode.ask("/troubled/raises/sleep", wait_s=30))) for _ in range(5)
     ]
     for thread in threads:
         thread.start()
@@ -281,7 +280,7 @@ def test_an_ingress_killed_in_the_middle_of_a_request_is_said_so(mode: Mode) -> 
     elif not (mode.has_haproxy and answer == CUT):
         assert_json(answer, 502 if mode.has_haproxy else 503, errors.Unavailable)
     give_up = time.monotonic() + 30
-    while mode.ask("/fake", patience=1).status != 200:
+    while mode.ask("/fake", wait_s=1).status != 200:
         assert time.monotonic() < give_up
         time.sleep(0.2)
 

@@ -126,11 +126,12 @@ def test_hints_are_sent_and_a_packed_video_of_several_frames_is_one(here: Path) 
         sent.append(exchange.decode_request())
         exchange.reply(200, {"content-type": "video/mp4"}, b"frames")
 
-    words = ("--hint", "num_frames=9", "--hint", "decode_timestep=0.05", "--hint", "denormalised=TRUE")
+    words = ("--hint", "num_frames=9", "--hint", "decode_timestep=0.05", "--force", "--hint")
     with ScriptedServer(answer) as scripted:
-        assert succeed("decode", scripted.url, "z.npy", "--height", "64", "--width", "96", *words).output == "z.mp4\n"
-    (request,) = sent
-    assert request.hints == Hints(num_frames=9, decode_timestep=0.05, denormalised=True)
+        for spelling in ("denormalized=TRUE", "denormalised=TRUE"):
+            done = succeed("decode", scripted.url, "z.npy", "--height", "64", "--width", "96", *words, spelling)
+            assert done.output == "z.mp4\n"
+    assert [request.hints for request in sent] == [Hints(num_frames=9, decode_timestep=0.05, denormalized=True)] * 2
     assert Path("z.mp4").read_bytes() == b"frames"
 
 

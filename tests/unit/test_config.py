@@ -22,8 +22,9 @@ BUILDERS = {"remote_vae_serve.app:vae": VAEConfig, "remote_vae_serve.app:ingress
         (VAEConfig, {"sorce": "demo"}, "'sorce'; did you mean 'source'"),
         (VAEConfig, {"source": "demo", "data_type": "auto"}, "'data_type'; did you mean 'dtype'"),
         (VAEConfig, {"source": "demo", "fake": {"chanels": 4}}, "'chanels'; did you mean 'channels'"),
-        (IngressConfig, {"deadline": 3}, "'deadline'; did you mean 'deadline_s'"),
-        (IngressConfig, {"zzz": 3}, "'zzz'; known are max_body_mib, deadline_s, models"),
+        (IngressConfig, {"deadline": 3}, "'deadline'; did you mean 'request_timeout_s'"),
+        (IngressConfig, {"request_timeout": 3}, "'request_timeout'; did you mean 'request_timeout_s'"),
+        (IngressConfig, {"zzz": 3}, "'zzz'; known are max_body_mib, request_timeout_s, models"),
     ],
 )
 def test_an_unknown_key_names_the_nearest_known_one(
@@ -52,6 +53,7 @@ def test_an_unknown_key_names_the_nearest_known_one(
         (FakeEngineConfig, {"decode_s": -1}, "decode_s"),
         (FakeEngineConfig, {"channels": 0}, "channels"),
         (IngressConfig, {"max_body_mib": 0}, "max_body_mib"),
+        (IngressConfig, {"request_timeout_s": "soon"}, "request_timeout_s"),
         (IngressConfig, {"deadline_s": "soon"}, "deadline_s"),
         (IngressConfig, {"models": "demo"}, "models"),
         (IngressConfig, {"models": [1]}, "models"),
@@ -64,6 +66,22 @@ def test_a_value_of_a_wrong_type_or_size_is_refused_by_name(
     with pytest.raises(ValidationError) as caught:
         config(**arguments)
     assert {str(error["loc"][0]) for error in caught.value.errors()} == {parameter}
+
+
+@pytest.mark.parametrize(("config", "rest"), [(IngressConfig, {}), (VAEConfig, {"source": "demo"})])
+def test_an_argument_may_have_its_former_name(config: type[Arguments], rest: dict[str, Any]) -> None:
+    for written in ({"deadline_s": 7}, {"request_timeout_s": 7}, {"deadline_s": 7, "request_timeout_s": 7.0}):
+        read = config(**written, **rest)
+        assert (read.request_timeout_s, read.deadline_s) == (7, 7)  # type: ignore[attr-defined]
+        assert read.model_copy(update={}).model_dump()["request_timeout_s"] == 7
+    with pytest.raises(ValidationError, match="request_timeout_s and its former name deadline_s differ"):
+        config(deadline_s=7, request_timeout_s=8, **rest)
+
+
+def test_a_hint_may_have_its_former_spelling() -> None:
+    assert VAEConfig(source="demo", hints={"denormalised": True}).hints == {"denormalized": True}
+    with pytest.raises(ValidationError, match="are one parameter"):
+        VAEConfig(source="demo", hints={"denormalised": True, "denormalized": False})
 
 
 @pytest.mark.parametrize("config", [VAEConfig(source="demo"), IngressConfig(), FakeEngineConfig()])

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from house import PATIENCE_S, children, filled, gated, house, open_files, post, send, temporary, until
+from house import WAIT_S, children, filled, gated, house, open_files, post, send, temporary, until
 from in_process import diffusers_engine
 from raw_http import Answer, speak
 from remote_vae.protocol.decode_request import Output
@@ -56,7 +56,7 @@ def test_a_picture_that_cannot_be_written_costs_nothing_to_its_neighbours_in_the
     with house(engine, temporary) as there:
         engine.shut()
         first = send(there, post(filled(0), output, path=there.path))
-        assert engine.entered.wait(PATIENCE_S)
+        assert engine.entered.wait(WAIT_S)
         together = []
         for number, value in enumerate((-1, 1, 0)):
             together.append(send(there, post(filled(value), output, path=there.path)))
@@ -146,7 +146,7 @@ def test_an_encoder_that_complains_without_end_does_not_block(tmp_path: Path, mo
         ended.set()
 
     threading.Thread(target=run, daemon=True).start()
-    if not ended.wait(PATIENCE_S):
+    if not ended.wait(WAIT_S):
         for child in set(children()) - others:
             os.kill(int(child), signal.SIGKILL)
     assert ended.is_set()
@@ -159,7 +159,7 @@ def test_a_batch_that_failed_has_let_go_of_its_tensors_before_its_members_run_al
     begun = threading.Event()
 
     def run(batch: torch.Tensor) -> tuple[torch.Tensor, None]:
-        assert begun.wait(PATIENCE_S)
+        assert begun.wait(WAIT_S)
         left.append(sum(one() is not None for one in made))
         if len(batch) > 1:
             large = batch * 2
@@ -175,6 +175,6 @@ def test_a_batch_that_failed_has_let_go_of_its_tensors_before_its_members_run_al
         device.submit(job)
     begun.set()
     for job in jobs:
-        job.done.result(PATIENCE_S)
+        job.done.result(WAIT_S)
     device.close()
     assert (len(made), left) == (1, [0, 0, 0, 0])

@@ -137,18 +137,18 @@ def test_a_hint_that_the_fallback_cannot_keep_is_refused_and_not_lost(name: str)
                 remote_encode(server.url, pixels, fallback=vae, **{name: HINTS[name]})
 
 
-def test_denormalised_latents_are_those_of_the_decoder_for_the_fallback_too() -> None:
+def test_denormalized_latents_are_those_of_the_decoder_for_the_fallback_too() -> None:
     vae, z = tiny_vae("flux"), latents(1, 16, 2, 2)
     pixels = latents(1, 3, 16, 16).tanh()
     with in_turn(saying(500)) as server, torch.no_grad():
         for said, ready in ((True, z), (False, z / vae.config.scaling_factor + vae.config.shift_factor)):
-            assert torch.equal(decode(server.url, z, fallback=vae, denormalised=said), vae.decode(ready).sample)
-        given = decode(server.url, z, fallback=vae, denormalised=True, scaling_factor=0.5)
+            assert torch.equal(decode(server.url, z, fallback=vae, denormalized=said), vae.decode(ready).sample)
+        given = decode(server.url, z, fallback=vae, denormalized=True, scaling_factor=0.5)
         assert torch.equal(given, vae.decode(z / 0.5).sample)
         encoded = vae.encode(pixels).latent_dist.mode()
         for said, mine in ((True, encoded), (False, (encoded - vae.config.shift_factor) * vae.config.scaling_factor)):
             theirs = remote_encode(
-                server.url, pixels, do_scaling=True, sample_mode="argmax", fallback=vae, denormalised=said
+                server.url, pixels, do_scaling=True, sample_mode="argmax", fallback=vae, denormalized=said
             )
             assert torch.equal(theirs, mine)
 

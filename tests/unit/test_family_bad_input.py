@@ -311,9 +311,9 @@ def test_cosmos_has_statistics_for_so_many_frames(engine_of: Any) -> None:
     assert "16 at most" in refused.message
 
 
-def test_latents_of_flux2_have_even_sizes_where_patches_are_denormalised(engine_of: Any) -> None:
+def test_latents_of_flux2_have_even_sizes_where_patches_are_denormalized(engine_of: Any) -> None:
     engine = engine_of(CASES["AutoencoderKLFlux2: Flux.2 dev, packed"])
     refused = refusal(engine, latents(1, 32, 3, 4))
     assert "3 x 4" in refused.message
     assert "even" in refused.message
-    unpacked_by(engine, request(latents(1, 32, 3, 4), hints=Hints(denormalised=True)))
+    unpacked_by(engine, request(latents(1, 32, 3, 4), hints=Hints(denormalized=True)))

@@ -36,7 +36,7 @@ PIXELS = np.zeros((1, 3, 8, 8), np.float32)
 GOOD: dict[str, list[Any]] = {
     "num_frames": [1, 25, 2**20], "layers": [1, 4, 2**20], "drop_frames": [0, 2, 2**20],
     "layout": ["channels_first", "channels_last", "frames_first"], "patch_order": ["c_ph_pw", "ph_pw_c"],
-    "denormalised": [True, False], "sigma_data": [0.5, 1e-9, 1.0], "decode_timestep": [0.0, 0.05, 1.0],
+    "denormalized": [True, False], "sigma_data": [0.5, 1e-9, 1.0], "decode_timestep": [0.0, 0.05, 1.0],
     "decode_noise_scale": [0.0, 0.025, 1.0], "decode_chunk_size": [1, 14, 2**20], "force_not_quantize": [True, False],
     "seed": [0, 7, 2**63 - 1],
 }  # fmt: skip
@@ -44,7 +44,7 @@ NO_NUMBER: list[Any] = ["7", b"7", True, [7], float("nan"), float("inf"), np.one
 BAD: dict[str, list[Any]] = {
     "num_frames": [0, -1, 2**20 + 1, 2.0, 10**400, *NO_NUMBER], "layers": [0, 1.5, *NO_NUMBER],
     "drop_frames": [-1, 2**20 + 1, *NO_NUMBER], "layout": ["", "Channels_Last", "bchw", 1, True, ["channels_last"], np.ones(2)],
-    "patch_order": ["ph_c_pw", 0, ("c_ph_pw",)], "denormalised": [1, 0, "True", "false", 1.0, np.ones(2)],
+    "patch_order": ["ph_c_pw", 0, ("c_ph_pw",)], "denormalized": [1, 0, "True", "false", 1.0, np.ones(2)],
     "sigma_data": [0, 0.0, -1.0, 10**400, *NO_NUMBER], "decode_timestep": [-0.01, 1.01, *NO_NUMBER],
     "decode_noise_scale": [-1e-9, 2, *NO_NUMBER], "decode_chunk_size": [0, *NO_NUMBER], "force_not_quantize": ["yes", 2],
     "seed": [-1, 2**63, 1.0, *NO_NUMBER],
@@ -56,7 +56,9 @@ EACH = pytest.mark.parametrize(("name", "value"), [(name, value) for name, value
 def test_each_field_is_declared_once_and_has_the_same_name_everywhere() -> None:
     assert [parameter.name for parameter in PARAMETERS] == NAMES == list(GOOD) == list(BAD)
     for_decode, for_encode = (typing.get_type_hints(kind) for kind in (HintArguments, EncodeHintArguments))
-    assert for_decode == typing.get_type_hints(Hints)
+    aliases = {alias: parameter.name for parameter in PARAMETERS for alias in parameter.aliases}
+    of_fields = typing.get_type_hints(Hints)
+    assert for_decode == of_fields | {alias: of_fields[name] for alias, name in aliases.items()}
     assert {**for_encode, "seed": for_decode["seed"]} == for_decode
     assert [parameter.name for parameter in hints.ENCODE_PARAMETERS] == NAMES[:-1]
 
@@ -64,7 +66,7 @@ def test_each_field_is_declared_once_and_has_the_same_name_everywhere() -> None:
 @EACH
 def test_what_is_said_is_read_again_from_a_query_and_from_plain_values(name: str, value: Any) -> None:
     said = Hints(**{name: value})
-    assert said.said() == (name,)
+    assert said.given() == (name,)
     assert said.to_plain() == {name: value}
     assert type(said.to_plain()[name]) is type(value)
     assert Hints.of(collect(said.to_query())) == said
@@ -97,6 +99,39 @@ def test_a_word_that_is_no_value_is_refused_in_a_query_too(name: str) -> None:
         assert caught.value.parameter == name
 
 
+OLD, NEW = "denormalised", "denormalized"
+
+
+@pytest.mark.parametrize("read", [Hints.from_plain, Hints.of_arguments])
+@pytest.mark.parametrize("value", [True, False])
+def test_a_former_spelling_is_read_everywhere_and_is_what_travels(read: Any, value: bool) -> None:
+    """A server of before the new spelling refuses it, so the old one is sent, on either door."""
+    hints = Hints(denormalized=value)
+    assert (
+        read({OLD: value})
+        == read({NEW: value})
+        == read({OLD: value, NEW: value})
+        == read({OLD: value, NEW: None})
+        == hints
+    )
+    assert (hints.to_wire(), hints.to_plain(), hints.given()) == ({OLD: value}, {NEW: value}, (NEW,))
+    assert hints.to_query() == [(OLD, str(value))]
+    assert Hints.of({OLD: [str(value)]}) == Hints.of({NEW: [str(value)]}) == hints
+    for request in (DecodeRequest(from_array(Z), hints=hints), EncodeRequest(from_array(PIXELS), hints=hints)):
+        assert request.to_plain()[-2] == {OLD: value}
+        assert (OLD, str(value)) in request.to_http()[0]
+        assert type(request).from_plain(request.to_plain()).hints == hints
+
+
+def test_two_spellings_that_differ_are_refused() -> None:
+    for read in (Hints.from_plain, Hints.of_arguments):
+        with pytest.raises(BadRequest, match="denormalized and denormalised are one parameter") as caught:
+            read({OLD: True, NEW: False})
+        assert caught.value.parameter == NEW
+    with pytest.raises(BadRequest, match="are one parameter"):
+        Hints.of({OLD: ["true"], NEW: ["0"]})
+
+
 def test_numbers_of_other_libraries_become_pythons() -> None:
     said = Hints(num_frames=np.int64(9), sigma_data=np.float32(0.5), seed=torch.tensor(3), decode_timestep=1)  # type: ignore[arg-type]
     assert said == Hints(num_frames=9, sigma_data=0.5, seed=3, decode_timestep=1.0)
@@ -104,21 +139,21 @@ def test_numbers_of_other_libraries_become_pythons() -> None:
 
 
 def test_nothing_said_is_nothing_sent() -> None:
-    assert (Hints().said(), Hints().to_query(), Hints().to_plain()) == ((), [], {})
+    assert (Hints().given(), Hints().to_query(), Hints().to_plain()) == ((), [], {})
     assert Hints.of({}) == Hints.from_plain({}) == Hints(**dict.fromkeys(NAMES))
 
 
 def test_what_one_leaves_out_the_other_says() -> None:
     mine, defaults = (
-        Hints(num_frames=9, denormalised=False, drop_frames=0),
-        Hints(num_frames=1, denormalised=True, seed=3),
+        Hints(num_frames=9, denormalized=False, drop_frames=0),
+        Hints(num_frames=1, denormalized=True, seed=3),
     )
-    assert mine.or_else(defaults) == Hints(num_frames=9, denormalised=False, drop_frames=0, seed=3)
+    assert mine.or_else(defaults) == Hints(num_frames=9, denormalized=False, drop_frames=0, seed=3)
     assert Hints().or_else(mine) == mine.or_else(Hints()) == mine
 
 
 def test_hints_said_stand_in_the_order_of_the_fields() -> None:
-    assert Hints(**dict(reversed(ALL.items()))).said() == tuple(NAMES)
+    assert Hints(**dict(reversed(ALL.items()))).given() == tuple(NAMES)
 
 
 def test_a_plain_hint_of_no_known_name_is_refused_with_those_that_are() -> None:
@@ -176,6 +211,15 @@ def test_every_way_to_decode_takes_every_hint(way: str) -> None:
     assert [request.hints for request in transport.sent] == [Hints(**ALL)]
 
 
+@pytest.mark.parametrize("ways", [DECODES, ENCODES])
+def test_every_way_takes_a_former_spelling(ways: dict[str, Any]) -> None:
+    options = {"output_type": "pt"} if ways is DECODES else {}
+    for call in ways.values():
+        transport = Keeping()
+        call(transport, PIXELS, denormalised=True, **options)
+        assert [request.hints for request in transport.sent] == [Hints(denormalized=True)]
+
+
 @pytest.mark.parametrize("way", ENCODES)
 def test_every_way_to_encode_takes_every_hint_and_keeps_the_seed_of_its_sample(way: str) -> None:
     transport = Keeping()
@@ -198,8 +242,8 @@ def test_a_name_that_is_no_hint_is_a_type_error_with_the_name_and_nothing_is_sen
 
 
 def test_each_picture_of_a_batch_is_sent_with_the_hints() -> None:
-    requests = DecodeCall(latents(3, 4, 2, 2), hints=Hints(denormalised=True)).requests()
-    assert [request.hints for request in requests] == [Hints(denormalised=True)] * 3
+    requests = DecodeCall(latents(3, 4, 2, 2), hints=Hints(denormalized=True)).requests()
+    assert [request.hints for request in requests] == [Hints(denormalized=True)] * 3
 
 
 def test_an_encode_reads_the_seed_once_and_as_its_own() -> None:

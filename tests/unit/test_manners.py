@@ -16,7 +16,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from house import DOORS, PATIENCE_S, House, fields, filled, gated, hang_up, house, post, send, temporary, until
+from house import DOORS, WAIT_S, House, fields, filled, gated, hang_up, house, post, send, temporary, until
 from in_process import diffusers_engine, fake_engine
 from raw_http import connect, speak
 from remote_vae.protocol.decode_request import Output
@@ -49,7 +49,7 @@ def test_who_hangs_up_while_the_device_works_costs_that_decode_only(temporary: P
     with house(engine, temporary, door) as there:
         engine.shut()
         connection = send(there, post(filled(1), path=there.path))
-        assert engine.entered.wait(PATIENCE_S)
+        assert engine.entered.wait(WAIT_S)
         hang_up(connection)
         time.sleep(0.1)
         engine.open.set()
@@ -63,7 +63,7 @@ def test_who_hangs_up_in_the_queue_is_never_decoded(temporary: Path, door: str) 
     with house(engine, temporary, door) as there:
         engine.shut()
         first = send(there, post(filled(1), path=there.path))
-        assert engine.entered.wait(PATIENCE_S)
+        assert engine.entered.wait(WAIT_S)
         leaver = send(there, post(filled(2), path=there.path))
         until(lambda: there.waiting == 1)
         stayer = send(there, post(filled(3), path=there.path))
@@ -119,7 +119,7 @@ def test_a_reader_that_stalls_stalls_the_reply_and_nobody_else(
     slices = Slices(monkeypatch)
     with house(fake_engine(), temporary, door) as there:
         tracemalloc.start()
-        connection = connect(there.url, PATIENCE_S)
+        connection = connect(there.url, WAIT_S)
         connection.sendall(post(LARGE, Output.PT, path=there.path))
         until(lambda: slices.made > 0)
         time.sleep(0.5)
@@ -135,7 +135,7 @@ def test_a_reader_that_stalls_stalls_the_reply_and_nobody_else(
 
 
 @pytest.mark.parametrize("door", DOORS)
-@pytest.mark.parametrize(("told", "deadline_s"), [({"x_vae_deadline_ms": "700"}, PATIENCE_S), ({}, 0.7)])
+@pytest.mark.parametrize(("told", "deadline_s"), [({"x_vae_deadline_ms": "700"}, WAIT_S), ({}, 0.7)])
 def test_an_upload_slower_than_the_deadline_is_a_504_and_its_memory_comes_back(
     temporary: Path, door: str, told: dict[str, str], deadline_s: float
 ) -> None:
@@ -162,7 +162,7 @@ def p99_of_health(there: House, busy: threading.Thread) -> float:
     taken = []
     while busy.is_alive():
         began = time.perf_counter()
-        connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=PATIENCE_S)
+        connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=WAIT_S)
         connection.request("GET", "/health")
         assert connection.getresponse().read()
         connection.close()

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
@@ -15,6 +16,7 @@ from in_process import InProcess
 from remote_vae.errors import SENT, RemoteVAEError
 from remote_vae.protocol.parameters import Parameter
 from remote_vae.protocol.request import read_request
+from remote_vae.protocol.wire import Provenance, Result
 from remote_vae_serve.http.app import create_app
 from wire_answers import Decodes, Encodes, Refused
 from wire_cases import CASES, WireCase
@@ -96,6 +98,7 @@ OPENAPI: dict[str, Any] = {
                 "in": {"enum": ["query", "header", "path", "cookie"]},
                 "description": {"type": "string"},
                 "required": {"type": "boolean"},
+                "deprecated": {"type": "boolean"},
                 "schema": {"$ref": "#/$defs/schema"},
                 "example": True,
             },
@@ -218,8 +221,7 @@ def reading(monkeypatch: pytest.MonkeyPatch) -> Reading:
     of = Parameter.of
 
     def noting(self: Parameter[Any], values: Mapping[str, Any]) -> Any:
-        if self.name in values:
-            notes.names.add(self.name)
+        notes.names |= {name for name in self.names if name in values}
         return of(self, values)
 
     monkeypatch.setattr(Parameter, "of", noting)
@@ -262,6 +264,21 @@ def test_every_parameter_that_is_described_is_sent_by_a_client(document: dict[st
         assert query_parameters(paths[path]["post"]) == read["decode"] | read["encode"]
     for _, _, operation in operations(document):
         assert {one["name"] for one in operation["parameters"] if one["in"] == "header"} <= headers
+
+
+def test_a_former_spelling_is_described_as_deprecated(document: dict[str, Any]) -> None:
+    for path in ("/", "/{model}", "/{model}/decode", "/{model}/encode"):
+        listed = {one["name"]: one for one in document["paths"][path]["post"]["parameters"]}
+        assert listed["denormalised"]["deprecated"]
+        assert listed["denormalised"]["schema"] == listed["denormalized"]["schema"]
+        assert [name for name, one in listed.items() if one.get("deprecated")] == ["denormalised"]
+
+
+def test_every_header_of_an_answer_is_described(document: dict[str, Any]) -> None:
+    headers, _ = Result("tensor/binary", np.zeros(4, np.uint8), "uint8", (4,), Provenance("m", tiling="512")).to_http()
+    for path in ("/", "/{model}", "/{model}/decode", "/{model}/encode"):
+        described = document["paths"][path]["post"]["responses"]["200"]["headers"]
+        assert set(headers) - {"content-type"} <= set(described)
 
 
 def test_every_status_of_the_table_is_described_for_its_path(document: dict[str, Any]) -> None:

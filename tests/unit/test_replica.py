@@ -11,7 +11,7 @@ from unittest.mock import Mock
 import pytest
 
 from remote_vae.errors import ModelFailed
-from remote_vae.protocol.hints import PATCH_ORDER
+from remote_vae.protocol.hints import PARAMETERS
 from remote_vae.protocol.wire import PROTOCOL
 from remote_vae_serve.config import VAEConfig
 from remote_vae_serve.replica import replica
@@ -88,13 +88,13 @@ def test_a_model_lists_the_hints_it_takes_with_their_meaning_and_those_of_its_ap
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(replica.serve, "get_replica_context", lambda: SimpleNamespace(app_name="flux"))
-    monkeypatch.setattr(replica, "Counter", Mock())
+    monkeypatch.setattr(replica, "EventCounters", Mock())
     monkeypatch.setattr(replica.ray, "get_gpu_ids", list)
     save_tiny_vae("flux", tmp_path)
     hints = {"patch_order": "ph_pw_c"}
     description = VAE(VAEConfig(source=str(tmp_path), device="cpu", threads=1, hints=hints)).description()
     assert description["state"] == "ready"
-    assert list(description["hints"]) == ["layout", "patch_order", "denormalised"]
-    assert description["hints"]["patch_order"] == PATCH_ORDER.meaning
+    assert list(description["hints"]) == ["layout", "patch_order", "denormalized"]
+    assert description["hints"]["patch_order"] == next(one.meaning for one in PARAMETERS if one.name == "patch_order")
     assert description["application_hints"] == hints
     assert json.loads(json.dumps(description)) == description

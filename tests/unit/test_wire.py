@@ -56,7 +56,7 @@ REQUESTS = {
     "hints": DecodeRequest(
         from_array(LATENTS), fps=8, hints=Hints(num_frames=9, layout="frames_first", sigma_data=0.1, seed=0)
     ),
-    "hints that say no": DecodeRequest(from_array(LATENTS), hints=Hints(denormalised=False, decode_timestep=0.0)),
+    "hints that say no": DecodeRequest(from_array(LATENTS), hints=Hints(denormalized=False, decode_timestep=0.0)),
     **{output.value: DecodeRequest(from_array(LATENTS), output=output) for output in Output},
 }
 

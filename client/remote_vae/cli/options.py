@@ -48,7 +48,7 @@ def connection(retries: int = RETRIES) -> Decorator[Any]:
         click.option("--timeout", type=_POSITIVE, help="Seconds for one try.  [default: 10 to connect, 300 to answer]"),
         click.option("--deadline", type=_POSITIVE, help="Seconds for all tries of one request.  [default: none]"),
         click.option("--retries", type=click.IntRange(min=0), default=retries, show_default=True,
-                     help="RetryState after the first, where the server is busy or away."),
+                     help="Tries after the first, where the server is busy or away."),
         click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output, errors included."),
     )  # fmt: skip
 
@@ -85,8 +85,9 @@ def hint_option(known: Sequence[Parameter[Any]] = PARAMETERS) -> Decorator[Any]:
     def read(context: click.Context, option: click.Parameter, written: tuple[str, ...]) -> Hints:
         pairs = [(name.strip(), value) for name, _, value in (one.partition("=") for one in written)]
         names = [parameter.name for parameter in known]
+        read = {name for parameter in known for name in parameter.names}
         for name, value in pairs:
-            if name not in names or not value.strip():
+            if name not in read or not value.strip():
                 raise click.BadParameter(f"{name}={value!r:.80}; expected NAME=VALUE, NAME one of {', '.join(names)}")
         try:
             return Hints.of(collect(pairs))
@@ -138,5 +139,5 @@ def transport(
     endpoint: str, connections: int, token: str | None, timeout: float | None, deadline: float | None, retries: int
 ) -> HttpTransport:
     """What the options of `connection` ask for. Raises BadRequest."""
-    patience = RetryPolicy(DEFAULT_TIMEOUT if timeout is None else timeout, deadline, retries)
-    return HttpTransport(endpoint, patience, connections, token)
+    retry_policy = RetryPolicy(DEFAULT_TIMEOUT if timeout is None else timeout, deadline, retries)
+    return HttpTransport(endpoint, retry_policy, connections, token)

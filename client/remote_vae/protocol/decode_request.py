@@ -111,15 +111,15 @@ class DecodeRequest:
         return (
             PROTOCOL, self.latents.data, self.latents.dtype, self.latents.shape,
             (self.scaling.own, self.scaling.factor, self.scaling.shift),
-            self.output.value, self.height, self.width, self.fps, self.hints.to_plain(), self.deadline_s,
+            self.output.value, self.height, self.width, self.fps, self.hints.to_wire(), self.deadline_s,
         )  # fmt: skip
 
     @classmethod
     def from_plain(cls, plain: tuple[Any, ...]) -> DecodeRequest:
         check_protocol(plain, "client")
         _, data, dtype, shape, scaling, output, height, width, fps, hints, deadline_s = plain
-        latents, said = RawTensor(data, dtype, tuple(shape)), Hints.from_plain(hints)
-        return cls(latents, Scaling(*scaling), Output(output), height, width, fps, said, deadline_s=deadline_s)
+        latents, given = RawTensor(data, dtype, tuple(shape)), Hints.from_plain(hints)
+        return cls(latents, Scaling(*scaling), Output(output), height, width, fps, given, deadline_s=deadline_s)
 
     def to_http(self) -> tuple[Query, dict[str, str], bytes | memoryview]:
         """Query, headers and body of the POST."""

@@ -127,7 +127,7 @@ class EncodeRequest:
         image = self.image
         pixels = (image.data, image.dtype, image.shape) if isinstance(image, RawTensor) else (image, None, None)
         scaling = (self.scaling.own, self.scaling.factor, self.scaling.shift)
-        hints = self.hints.to_plain()
+        hints = self.hints.to_wire()
         return (PROTOCOL, *pixels, scaling, self.sample_mode.value, self.seed, hints, self.deadline_s)
 
     @classmethod
@@ -135,8 +135,8 @@ class EncodeRequest:
         check_protocol(plain, "client")
         _, data, dtype, shape, scaling, sample_mode, seed, hints, deadline_s = plain
         image = data if dtype is None else RawTensor(data, dtype, tuple(shape))
-        said = Hints.from_plain(hints)
-        return cls(image, Scaling(*scaling), SampleMode(sample_mode), seed, said, deadline_s=deadline_s)
+        given = Hints.from_plain(hints)
+        return cls(image, Scaling(*scaling), SampleMode(sample_mode), seed, given, deadline_s=deadline_s)
 
     def to_http(self) -> tuple[Query, dict[str, str], bytes | memoryview]:
         """Query, headers and body of the POST to `/<model>/encode`."""

@@ -1,11 +1,11 @@
-"""`Hints`: what neither the shape of the latents nor the model's config tells, and only who made the latents can say."""
+"""`Hints`: request parameters for what neither the shape of the latents nor the model's config tells, only who made them."""
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, TypedDict, get_args
 
 from remote_vae.errors import BadRequest
@@ -18,79 +18,17 @@ PatchOrder = Literal["c_ph_pw", "ph_pw_c"]
 Plain = dict[str, int | float | str | bool]
 MOST = 2**20
 
-NUM_FRAMES = parameters.integer(
-    "num_frames",
-    "Frames of the video in pixels: of packed video latents (LTX), and where the video ends before its latents do (Allegro).",
-    minimum=1, maximum=MOST,
-)  # fmt: skip
-LAYERS = parameters.integer(
-    "layers", "Layers of a layered picture whose latents are packed (Qwen-Image-Layered).", minimum=1, maximum=MOST
-)
-DROP_FRAMES = parameters.integer(
-    "drop_frames",
-    "Leading latent frames that are no part of the video: reference images (Wan VACE), padding (CogVideoX 1.5).",
-    minimum=0, maximum=MOST,
-)  # fmt: skip
-LAYOUT = parameters.choice(
-    "layout",
-    "Order of the latents' axes, where a shape has two readings; default is the model's own.",
-    {name: name for name in get_args(Layout)},
-)
-PATCH_ORDER = parameters.choice(
-    "patch_order",
-    "Order of the values in a packed token: channel, row, column of the patch, or the channel last (Ideogram 4); default is "
-    "the model's own.",
-    {name: name for name in get_args(PatchOrder)},
-)
-DENORMALISED = parameters.boolean(
-    "denormalised",
-    "True where the latents are denormalised already (Flux.2 Klein, LTX-2): the model's own convention does nothing, its "
-    "layout is still undone. Default False.",
-)
-SIGMA_DATA = parameters.number(
-    "sigma_data",
-    "Of the scheduler that made the latents (Cosmos), above 0; default is the model's own.",
-    exclusiveMinimum=0,
-)
-DECODE_TIMESTEP = parameters.number(
-    "decode_timestep",
-    "How noisy a decoder takes its latents to be, 0 to 1 (LTX Video 0.9.1 and later); default is the model's own.",
-    minimum=0, maximum=1,
-)  # fmt: skip
-DECODE_NOISE_SCALE = parameters.number(
-    "decode_noise_scale",
-    "How much noise is mixed into the latents of such a decoder, 0 to 1; default is decode_timestep.",
-    minimum=0, maximum=1,
-)  # fmt: skip
-DECODE_CHUNK_SIZE = parameters.integer(
-    "decode_chunk_size",
-    "Frames decoded at a time (Stable Video Diffusion), which changes pixels; default is the model's own.",
-    minimum=1, maximum=MOST,
-)  # fmt: skip
-FORCE_NOT_QUANTIZE = parameters.boolean(
-    "force_not_quantize",
-    "Of models with a codebook: True decodes the latents as they are, False the nearest of the codebook; default is the "
-    "model's own.",
-)
-SEED = parameters.integer(
-    "seed", "Of the noise: that which some decoders draw, and of an encode's sample.", minimum=0, maximum=2**63 - 1
-)
-PARAMETERS: tuple[Parameter[Any], ...] = (
-    NUM_FRAMES, LAYERS, DROP_FRAMES, LAYOUT, PATCH_ORDER, DENORMALISED, SIGMA_DATA, DECODE_TIMESTEP, DECODE_NOISE_SCALE,
-    DECODE_CHUNK_SIZE, FORCE_NOT_QUANTIZE, SEED,
-)  # fmt: skip
-ENCODE_PARAMETERS = tuple(parameter for parameter in PARAMETERS if parameter is not SEED)
-"""An encode has a `seed` of its own."""
-
 
 class EncodeHintArguments(TypedDict, total=False):
-    """`Hints` as keyword arguments of `encode`."""
+    """`Hints` as keyword arguments of `encode`: for type checkers and editors, which take no computed TypedDict. A test holds it
+    to `Hints`; an alias of a hint stands beside it."""
 
     num_frames: int | None
     layers: int | None
     drop_frames: int | None
     layout: Layout | None
     patch_order: PatchOrder | None
+    denormalized: bool | None
     denormalised: bool | None
     sigma_data: float | None
     decode_timestep: float | None
@@ -105,41 +43,94 @@ class HintArguments(EncodeHintArguments, total=False):
     seed: int | None
 
 
+def _hint(
+    declare: Callable[..., Parameter[Any]], meaning: str, *details: Any, aliases: tuple[str, ...] = (), **bounds: float
+) -> Any:
+    """A field of `Hints`, None unless given, that is also the request parameter of its name: see `PARAMETERS`."""
+
+    def parameter(name: str) -> Parameter[Any]:
+        return replace(declare(name, meaning, *details, **bounds), aliases=aliases)
+
+    return field(default=None, metadata={"parameter": parameter})
+
+
 @dataclass(frozen=True)
 class Hints:
-    """What the shape and the config do not tell; None where nobody said it.
-
-    Attributes:
-        num_frames: frames of the video in pixels: of packed video latents (LTX), and of a crop (Allegro).
-        layers: of layered pictures, packed (Qwen-Image-Layered).
-        drop_frames: leading latent frames that are no part of the video (VACE's reference images, CogVideoX 1.5).
-        layout: where a shape has two readings.
-        patch_order: of the values of a packed token; Ideogram 4 has `ph_pw_c`.
-        denormalised: the latents are denormalised already (Flux.2 Klein, LTX-2): the model's own convention does nothing, its
-            layout is still undone.
-        sigma_data: of the scheduler (Cosmos), above 0.
-        decode_timestep: 0 to 1 (LTX Video 0.9.1 and later).
-        decode_noise_scale: 0 to 1; where it is None, it is `decode_timestep`.
-        decode_chunk_size: frames decoded at a time (Stable Video Diffusion); it changes pixels.
-        force_not_quantize: of models with a codebook: whether the latents are decoded as they are.
-        seed: 0 to 2**63 - 1, of decoders that draw noise. An encode has its own and does not read this one.
+    """Hints of one request, each declared here once: its type, meaning and bounds. None where it is not given.
 
     Raises:
-        BadRequest: naming the parameter.
+        BadRequest: a value that its schema does not allow, naming the parameter.
     """
 
-    num_frames: int | None = None
-    layers: int | None = None
-    drop_frames: int | None = None
-    layout: Layout | None = None
-    patch_order: PatchOrder | None = None
-    denormalised: bool | None = None
-    sigma_data: float | None = None
-    decode_timestep: float | None = None
-    decode_noise_scale: float | None = None
-    decode_chunk_size: int | None = None
-    force_not_quantize: bool | None = None
-    seed: int | None = None
+    num_frames: int | None = _hint(
+        parameters.integer,
+        "Frames of the video in pixels: of packed video latents (LTX), and where the video ends before its latents do (Allegro).",
+        minimum=1,
+        maximum=MOST,
+    )
+    layers: int | None = _hint(
+        parameters.integer,
+        "Layers of a layered picture whose latents are packed (Qwen-Image-Layered).",
+        minimum=1,
+        maximum=MOST,
+    )
+    drop_frames: int | None = _hint(
+        parameters.integer,
+        "Leading latent frames that are no part of the video: reference images (Wan VACE), padding (CogVideoX 1.5).",
+        minimum=0,
+        maximum=MOST,
+    )
+    layout: Layout | None = _hint(  # noqa: RUF009
+        parameters.choice,
+        "Order of the latents' axes, where a shape has two readings; default is the model's own.",
+        {name: name for name in get_args(Layout)},
+    )
+    patch_order: PatchOrder | None = _hint(  # noqa: RUF009
+        parameters.choice,
+        "Order of the values in a packed token: channel, row, column of the patch, or the channel last (Ideogram 4); default is "
+        "the model's own.",
+        {name: name for name in get_args(PatchOrder)},
+    )
+    denormalized: bool | None = _hint(
+        parameters.boolean,
+        "True where the latents are denormalized already (Flux.2 Klein, LTX-2): the model's own convention does nothing, its "
+        "layout is still undone. Default False.",
+        aliases=("denormalised",),  # its only name until diffusers' spelling was taken
+    )
+    sigma_data: float | None = _hint(
+        parameters.number,
+        "Of the scheduler that made the latents (Cosmos), above 0; default is the model's own.",
+        exclusiveMinimum=0,
+    )
+    decode_timestep: float | None = _hint(
+        parameters.number,
+        "How noisy a decoder takes its latents to be, 0 to 1 (LTX Video 0.9.1 and later); default is the model's own.",
+        minimum=0,
+        maximum=1,
+    )
+    decode_noise_scale: float | None = _hint(
+        parameters.number,
+        "How much noise is mixed into the latents of such a decoder, 0 to 1; default is decode_timestep.",
+        minimum=0,
+        maximum=1,
+    )
+    decode_chunk_size: int | None = _hint(
+        parameters.integer,
+        "Frames decoded at a time (Stable Video Diffusion), which changes pixels; default is the model's own.",
+        minimum=1,
+        maximum=MOST,
+    )
+    force_not_quantize: bool | None = _hint(
+        parameters.boolean,
+        "Of models with a codebook: True decodes the latents as they are, False the nearest of the codebook; default is the "
+        "model's own.",
+    )
+    seed: int | None = _hint(
+        parameters.integer,
+        "Of the noise: that which some decoders draw, and of an encode's sample.",
+        minimum=0,
+        maximum=2**63 - 1,
+    )
 
     def __post_init__(self) -> None:
         for parameter in PARAMETERS:
@@ -149,38 +140,54 @@ class Hints:
 
     @classmethod
     def of(cls, values: Values) -> Hints:
-        """What was sent. Raises BadRequest naming the parameter."""
-        sent = {parameter.name: parameter.of(values) for parameter in PARAMETERS if parameter.name in values}
-        return cls(**sent)
+        """The hints of a query. Raises BadRequest naming the parameter."""
+        return cls(**{parameter.name: parameter.of(values) for parameter in PARAMETERS})
+
+    @classmethod
+    def of_arguments(cls, arguments: Mapping[str, Any]) -> Hints:
+        """The hints of keyword arguments, aliases included. Raises TypeError for a name that is no hint, as a call does, and
+        BadRequest for a value that is none."""
+        return cls(**parameters.without_aliases(PARAMETERS, arguments))
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Hints:
-        """From what `to_plain` gives, or a person wrote. Raises BadRequest naming the parameter; also one that is no hint."""
+        """From what `to_plain` or `to_wire` gives, or a person wrote. Raises BadRequest naming the parameter; also one that is no
+        hint."""
+        canonical = parameters.without_aliases(PARAMETERS, plain)
         known = [parameter.name for parameter in PARAMETERS]
-        for name in plain:
+        for name in canonical:
             if name not in known:
                 raise BadRequest(f"{name} is no hint; expected one of {', '.join(known)}", parameter=str(name))
-        return cls(**plain)
+        return cls(**canonical)
 
     def given(self) -> tuple[str, ...]:
-        """Names of what is not None, in the order of the fields."""
+        """Names of the hints that are not None, in the order of the fields."""
         return tuple(parameter.name for parameter in PARAMETERS if getattr(self, parameter.name) is not None)
 
     def to_plain(self) -> Plain:
-        """What is said, by name: numbers, strings, booleans."""
+        """The hints that are given, by name: numbers, strings, booleans."""
         return {name: getattr(self, name) for name in self.given()}
 
+    def to_wire(self) -> Plain:
+        """As `to_plain`, each under the name that servers of any version know: see `Parameter.wire_name`."""
+        given = self.given()
+        return {one.wire_name: getattr(self, one.name) for one in PARAMETERS if one.name in given}
+
     def to_query(self) -> Query:
-        """What is said, as `of` reads it."""
-        return [(name, str(value)) for name, value in self.to_plain().items()]
+        """The hints that are given, as `of` reads them."""
+        return [(name, str(value)) for name, value in self.to_wire().items()]
 
     def or_else(self, other: Hints) -> Hints:
-        """What is said here, and of the rest what is said there."""
+        """These hints, with those of `other` where one is not given here."""
         if self == _NOTHING:
             return other
         return Hints(**{**other.to_plain(), **self.to_plain()})  # type: ignore[arg-type]  # each is of its own field
 
 
+PARAMETERS: tuple[Parameter[Any], ...] = tuple(one.metadata["parameter"](one.name) for one in fields(Hints))
+"""The hints as request parameters, in the order of the fields."""
+ENCODE_PARAMETERS = tuple(parameter for parameter in PARAMETERS if parameter.name != "seed")
+"""An encode has a `seed` of its own."""
 _NOTHING = Hints()
 
 

@@ -1,5 +1,5 @@
-"""Request parameters: each declared once (name, meaning, JSON schema, how it is read). The parser reads by the declaration
-and `GET /openapi.json` prints it."""
+"""Request parameters, each declared once: name, meaning, JSON schema, how it is read. The parser reads by the declaration and
+`GET /openapi.json` prints it."""
 
 from __future__ import annotations
 
@@ -16,23 +16,42 @@ Values = Mapping[str, Sequence[str]]
 
 @dataclass(frozen=True)
 class Parameter(Generic[T]):
-    """One parameter.
+    """A request parameter: its name, its JSON schema and how its value is read from a query.
 
     Attributes:
         meaning: for people; the default is said in it.
         schema: JSON schema of one value.
         read: from the values sent under the name. Raises BadRequest naming it.
+        aliases: deprecated names, the oldest first, under which it is read all the same.
     """
 
     name: str
     meaning: str
     schema: Mapping[str, Any]
     read: Callable[[str, Sequence[str]], T]
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The name, and its aliases."""
+        return (self.name, *self.aliases)
+
+    @property
+    def wire_name(self) -> str:
+        """The name that our clients send: the oldest, since a server that is older than the newest knows no other."""
+        return self.aliases[0] if self.aliases else self.name
 
     def of(self, values: Values) -> T | None:
-        """What was sent; None where nothing was. Raises BadRequest naming the parameter."""
-        sent = values.get(self.name)
-        return self.read(self.name, sent) if sent else None
+        """The value that was sent; None where there is none. Raises BadRequest naming the parameter as it was sent."""
+        read = {name: self.read(name, values[name]) for name in self.names if values.get(name)}
+        return self.one_of(read)
+
+    def one_of(self, values: Mapping[str, T]) -> T | None:
+        """The value that was given under any of the names, None where there is none. Raises BadRequest where two differ."""
+        if len({repr(value) for value in values.values()}) > 1:
+            raise BadRequest(f"{' and '.join(values)} are one parameter, and differ; send {self.name} alone",
+                             parameter=self.name)  # fmt: skip
+        return next(iter(values.values()), None)
 
 
 def collect(query: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
@@ -41,6 +60,20 @@ def collect(query: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     for name, value in query:
         values.setdefault(name, []).append(value)
     return values
+
+
+def without_aliases(known: Iterable[Parameter[Any]], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by name, those that came under an alias under the parameter's own name; a name that is unknown stays as it is.
+
+    Raises:
+        BadRequest: one parameter has two values.
+    """
+    canonical = dict(given)
+    for parameter in known:
+        if any(alias in given for alias in parameter.aliases):
+            values = {name: canonical.pop(name) for name in parameter.names if name in given}
+            canonical[parameter.name] = parameter.one_of({n: value for n, value in values.items() if value is not None})
+    return canonical
 
 
 def text(name: str, meaning: str, examples: Iterable[str] = ()) -> Parameter[str]:

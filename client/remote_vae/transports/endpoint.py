@@ -12,7 +12,9 @@ from remote_vae.transports.retry import RetryPolicy
 from remote_vae.transports.transport import Transport
 
 
-def transport_to(endpoint: Any, patience: RetryPolicy, connections: int, token: str | None, fallback: Any) -> Transport:
+def transport_to(
+    endpoint: Any, retry_policy: RetryPolicy, connections: int, token: str | None, fallback: Any
+) -> Transport:
     """The transport for a URL or a Ray Serve handle; a Transport is taken as it is.
 
     Args:
@@ -26,9 +28,9 @@ def transport_to(endpoint: Any, patience: RetryPolicy, connections: int, token: 
     if isinstance(endpoint, Transport):
         transport = endpoint
     elif isinstance(endpoint, str):
-        transport = HttpTransport(endpoint, patience, connections, token)
+        transport = HttpTransport(endpoint, retry_policy, connections, token)
     elif hasattr(endpoint, "remote") and hasattr(endpoint, "options"):
-        transport = HandleTransport(endpoint, patience)
+        transport = HandleTransport(endpoint, retry_policy)
     else:
         raise BadRequest(
             f"endpoint is a {type(endpoint).__name__}; expected a URL or a Ray Serve deployment handle",

@@ -39,15 +39,15 @@ class HandleTransport(Transport):
 
     Args:
         handle: what `serve.get_app_handle(name)` gives.
-        patience: as for HTTP; of a pair of time-outs, the second is used.
+        retry_policy: as for HTTP; of a pair of time-outs, the second is used.
     """
 
-    def __init__(self, handle: Any, patience: RetryPolicy = DEFAULT_POLICY) -> None:
+    def __init__(self, handle: Any, retry_policy: RetryPolicy = DEFAULT_POLICY) -> None:
         self._handle = handle.options(_by_reference=True)
-        self.patience = replace(patience, timeout=patience.answer_s)
+        self.retry_policy = replace(retry_policy, timeout=retry_policy.answer_s)
 
     @classmethod
-    def of_app(cls, name: str, patience: RetryPolicy = DEFAULT_POLICY) -> HandleTransport:
+    def of_app(cls, name: str, retry_policy: RetryPolicy = DEFAULT_POLICY) -> HandleTransport:
         """The transport to the application of that name in the cluster this process belongs to."""
         try:
             import ray
@@ -61,7 +61,7 @@ class HandleTransport(Transport):
                 "environment if that Ray uses tokens"
             )
         try:
-            return cls(serve.get_app_handle(name), patience)
+            return cls(serve.get_app_handle(name), retry_policy)
         except RayServeException as error:
             raise UnknownModel(f"No Serve application {name!r} in this cluster: {error}") from error
 
@@ -81,25 +81,25 @@ class HandleTransport(Transport):
 
     def send_ref(self, request: Request) -> Any:
         """As `send_one`, but the ObjectRef of the plain result: it can be handed on without a copy through this process."""
-        return self._wait(lambda: self._call(request), _reference, self.patience.answer_s)
+        return self._wait(lambda: self._call(request), _reference, self.retry_policy.answer_s)
 
     async def send_ref_async(self, request: Request) -> Any:
-        return await _await(self._call(request)._to_object_ref(), self.patience.answer_s)
+        return await _await(self._call(request)._to_object_ref(), self.retry_policy.answer_s)
 
     def describe(self, wake: bool = False) -> dict[str, Any]:
         """By a replica, always; `wake` has one whose model failed to load try again."""
         description: dict[str, Any] = self._wait(
-            lambda: self._handle.describe.remote(wake), _result, self.patience.answer_s
+            lambda: self._handle.describe.remote(wake), _result, self.retry_policy.answer_s
         )
         return description
 
     async def describe_async(self, wake: bool = False) -> dict[str, Any]:
-        description: dict[str, Any] = await _await(self._handle.describe.remote(wake), self.patience.answer_s)
+        description: dict[str, Any] = await _await(self._handle.describe.remote(wake), self.retry_policy.answer_s)
         return description
 
     def _wait_s(self, request: Request) -> float | None:
-        """A transport of endless patience, as the ingress has, leaves it to the replica to keep the deadline it is told."""
-        return None if self.patience.timeout is None and self.patience.deadline is None else request.deadline_s
+        """A transport without any time-out, as the ingress has, leaves it to the replica to keep the deadline it is told."""
+        return None if self.retry_policy.timeout is None and self.retry_policy.deadline is None else request.deadline_s
 
     def _call(self, request: Request, may_reject: bool = False) -> Any:
         return getattr(self._handle, request.verb).remote(request.to_plain(), may_reject)

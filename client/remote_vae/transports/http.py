@@ -73,7 +73,7 @@ class HttpTransport(Transport):
     def __init__(
         self,
         endpoint: str,
-        patience: RetryPolicy = DEFAULT_POLICY,
+        retry_policy: RetryPolicy = DEFAULT_POLICY,
         connections: int = IN_FLIGHT,
         token: str | None = None,
     ) -> None:
@@ -84,7 +84,7 @@ class HttpTransport(Transport):
                              parameter="endpoint")  # fmt: skip
         self._endpoint = endpoint
         self._authorization = _authorization(token)
-        self.patience = patience
+        self.retry_policy = retry_policy
         size = max(connections, IN_FLIGHT)
         self._threads = PerProcess(lambda: ThreadPoolExecutor(size, thread_name_prefix="remote-vae-http"))
         self._session = PerProcess(lambda: _session(size))
@@ -98,10 +98,10 @@ class HttpTransport(Transport):
     async def try_one_async(self, request: Request) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._threads.get(), self.try_one, request)
 
-    async def _try_async(self, tries: RetryState, request: Request) -> Result:
+    async def _try_async(self, state: RetryState, request: Request) -> Result:
         # What is left is asked in the thread: the call may have waited for one.
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads.get(), lambda: self.try_one(self._granted(tries, request)))
+        return await loop.run_in_executor(self._threads.get(), lambda: self.try_one(self._granted(state, request)))
 
     def describe(self, wake: bool = False) -> dict[str, Any]:
         return self.read("describe", "POST") if wake else self.read()
@@ -111,14 +111,14 @@ class HttpTransport(Transport):
 
     def read(self, below: str = "", method: str = "GET") -> dict[str, Any]:
         """The JSON object at a path below the endpoint, with retries. Raises RemoteVAEError."""
-        tries = RetryState(self.patience)
+        state = RetryState(self.retry_policy)
         while True:
             try:
-                left_s = tries.left_s(self.patience.one_try_s)
+                left_s = state.left_s(self.retry_policy.one_try_s)
                 _, content = self._request(method, below, [], {"accept": "application/json"}, None, left_s)
                 break
             except RemoteVAEError as error:
-                time.sleep(tries.pause_after(error))
+                time.sleep(state.pause_after(error))
         try:
             fields = json.loads(content)
         except (ValueError, RecursionError):
@@ -137,7 +137,7 @@ class HttpTransport(Transport):
         """Headers, with lower-case names, and body of a 2xx. Raises RemoteVAEError for everything else."""
         give_up = None if left_s is None else time.monotonic() + left_s
         pieces: Any = None if body is None else _Pieces(body, give_up)
-        connect_s, answer_s = (_sooner(part, left_s) for part in self.patience.connect_and_answer)
+        connect_s, answer_s = (_sooner(part, left_s) for part in self.retry_policy.connect_and_answer)
         try:
             with self._session.get().request(
                 method, _below(self._endpoint, below), params=query, headers=headers, auth=self._authorization,
@@ -174,7 +174,7 @@ class HttpTransport(Transport):
         return lowered, content
 
     def _late(self) -> TimedOut:
-        granted = f"timeout {self.patience.timeout} s, deadline {self.patience.deadline} s"
+        granted = f"timeout {self.retry_policy.timeout} s, deadline {self.retry_policy.deadline} s"
         return TimedOut(f"{self._shown} did not answer in time ({granted})")
 
 

@@ -32,7 +32,7 @@ from remote_vae.transports.transport import Transport
 logger = logging.getLogger(__name__)
 NOT_THE_USERS = (BrokenReply, ConnectionFailed, DeadlineExceeded, InternalError, TimedOut, Unavailable)
 """Errors that a local decode can make good. What is wrong with a request is wrong here too."""
-HONOURED = ("denormalised",)
+HONOURED = ("denormalized",)
 """Hints that mean the same here as on a server."""
 
 
@@ -40,30 +40,30 @@ class WithFallback(Transport):
     """Sends to a server, and decodes here what it could not.
 
     Args:
-        server: asked first, with all its patience.
+        server: asked first, with its own retries.
         local: asked where the server failed.
     """
 
     def __init__(self, server: Transport, local: LocalTransport) -> None:
-        self.patience = server.patience
+        self.retry_policy = server.retry_policy
         self._server = server
         self._local = local
 
     def try_one(self, request: Request) -> Result:
-        return self._send_within(RetryState(self.patience), request)
+        return self.send_with_retries(RetryState(self.retry_policy), request)
 
     async def try_one_async(self, request: Request) -> Result:
-        return await self._send_within_async(RetryState(self.patience), request)
+        return await self.send_with_retries_async(RetryState(self.retry_policy), request)
 
-    def _send_within(self, tries: RetryState, request: Request) -> Result:
+    def send_with_retries(self, state: RetryState, request: Request) -> Result:
         try:
-            return self._server._send_within(tries, request)
+            return self._server.send_with_retries(state, request)
         except NOT_THE_USERS as error:
             return self._local.in_place_of(error, request)
 
-    async def _send_within_async(self, tries: RetryState, request: Request) -> Result:
+    async def send_with_retries_async(self, state: RetryState, request: Request) -> Result:
         try:
-            return await self._server._send_within_async(tries, request)
+            return await self._server.send_with_retries_async(state, request)
         except NOT_THE_USERS as error:
             return await asyncio.to_thread(self._local.in_place_of, error, request)
 
@@ -99,7 +99,7 @@ class LocalTransport:
     """Decodes and encodes with an autoencoder of diffusers, in this process.
 
     Args:
-        vae: as a pipeline has it at `pipe.vae`. Latents are denormalised by its config; packed ones are Flux's.
+        vae: as a pipeline has it at `pipe.vae`. Latents are denormalized by its config; packed ones are Flux's.
     """
 
     def __init__(self, vae: Any) -> None:
@@ -276,7 +276,7 @@ class LocalTransport:
 
 def _scaling_of(request: Request) -> Scaling:
     """Without the model's own convention where there is nothing for it to undo."""
-    return Scaling() if request.scaling.own and request.hints.denormalised else request.scaling
+    return Scaling() if request.scaling.own and request.hints.denormalized else request.scaling
 
 
 def _refuse_infinity(tensor: Any, what: str) -> None:

@@ -96,10 +96,10 @@ DEFAULT_POLICY = RetryPolicy()
 class RetryState:
     """The tries of one call. Not thread-safe: each call has its own."""
 
-    def __init__(self, patience: RetryPolicy) -> None:
-        self._patience = patience
+    def __init__(self, policy: RetryPolicy) -> None:
+        self._policy = policy
         self._failed = 0
-        self._give_up = None if patience.deadline is None else time.monotonic() + patience.deadline
+        self._give_up = None if policy.deadline is None else time.monotonic() + policy.deadline
 
     def left_s(self, one_try_s: float | None) -> float | None:
         """Seconds that the try which begins now may take, of those that one may; None for ever. Raises TimedOut where the
@@ -108,7 +108,7 @@ class RetryState:
             return one_try_s
         left = self._give_up - time.monotonic()
         if left <= 0:
-            raise TimedOut(f"The deadline of {self._patience.deadline} s passed before the server could be asked")
+            raise TimedOut(f"The deadline of {self._policy.deadline} s passed before the server could be asked")
         return left if one_try_s is None else min(left, one_try_s)
 
     def pause_after(self, error: RemoteVAEError) -> float:
@@ -119,7 +119,7 @@ class RetryState:
         mendable = (
             isinstance(error, WORTH_ANOTHER) and not isinstance(error, NOT_WORTH_ANOTHER) and asked <= LONGEST_PAUSE_S
         )
-        if not mendable or self._failed > self._patience.retries:
+        if not mendable or self._failed > self._policy.retries:
             raise error
         backoff = min(FIRST_PAUSE_S * 2.0 ** min(self._failed - 1, 32), LONGEST_PAUSE_S)
         pause = max(asked, backoff) * random.uniform(1.0, 1.25)

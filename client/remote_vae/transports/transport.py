@@ -22,7 +22,7 @@ IN_FLIGHT = 4
 class Transport(ABC):
     """Carries requests to a server and results back. Subclasses say how one try goes; thread-safe."""
 
-    patience = RetryPolicy(retries=0)
+    retry_policy = RetryPolicy(retries=0)
 
     @abstractmethod
     def try_one(self, request: Request) -> Result:
@@ -41,32 +41,32 @@ class Transport(ABC):
 
     def send_one(self, request: Request) -> Result:
         """Send one request, again where that may help, and wait for its result. Raises RemoteVAEError and nothing else."""
-        return self._send_within(RetryState(self.patience), request)
+        return self.send_with_retries(RetryState(self.retry_policy), request)
 
     async def send_one_async(self, request: Request) -> Result:
         """The same without blocking the event loop."""
-        return await self._send_within_async(RetryState(self.patience), request)
+        return await self.send_with_retries_async(RetryState(self.retry_policy), request)
 
-    def _send_within(self, tries: RetryState, request: Request) -> Result:
+    def send_with_retries(self, state: RetryState, request: Request) -> Result:
         while True:
             try:
-                return self.try_one(self._granted(tries, request))
+                return self.try_one(self._granted(state, request))
             except RemoteVAEError as error:
-                time.sleep(tries.pause_after(error))
+                time.sleep(state.pause_after(error))
 
-    async def _send_within_async(self, tries: RetryState, request: Request) -> Result:
+    async def send_with_retries_async(self, state: RetryState, request: Request) -> Result:
         while True:
             try:
-                return await self._try_async(tries, request)
+                return await self._try_async(state, request)
             except RemoteVAEError as error:
-                await asyncio.sleep(tries.pause_after(error))
+                await asyncio.sleep(state.pause_after(error))
 
-    async def _try_async(self, tries: RetryState, request: Request) -> Result:
-        return await self.try_one_async(self._granted(tries, request))
+    async def _try_async(self, state: RetryState, request: Request) -> Result:
+        return await self.try_one_async(self._granted(state, request))
 
-    def _granted(self, tries: RetryState, request: Request) -> Request:
+    def _granted(self, state: RetryState, request: Request) -> Request:
         """The request with the seconds that a try of it may take from now on."""
-        return replace(request, deadline_s=tries.left_s(self.patience.one_try_s))
+        return replace(request, deadline_s=state.left_s(self.retry_policy.one_try_s))
 
     def send_ref(self, request: Request) -> Any:
         """The Ray ObjectRef of the plain result (`calls.open_result` reads it)."""
@@ -90,18 +90,18 @@ class Transport(ABC):
         self.refuse_blocking()
         if len(batch) == 1:
             return [self.send_one(batch[0])]
-        tries = [RetryState(self.patience) for _ in batch]  # now: the deadline is the whole call's
+        states = [RetryState(self.retry_policy) for _ in batch]  # now: the deadline is the whole call's
         with ThreadPoolExecutor(min(IN_FLIGHT, len(batch))) as pool:
-            return list(pool.map(self._send_within, tries, batch))
+            return list(pool.map(self.send_with_retries, states, batch))
 
     async def send_async(self, batch: Sequence[Request]) -> list[Result]:
         slots = asyncio.Semaphore(IN_FLIGHT)
 
-        async def one(tries: RetryState, request: Request) -> Result:
+        async def one(state: RetryState, request: Request) -> Result:
             async with slots:
-                return await self._send_within_async(tries, request)
+                return await self.send_with_retries_async(state, request)
 
-        tasks = [asyncio.ensure_future(one(RetryState(self.patience), request)) for request in batch]
+        tasks = [asyncio.ensure_future(one(RetryState(self.retry_policy), request)) for request in batch]
         try:
             return list(await asyncio.gather(*tasks))
         finally:

@@ -200,7 +200,7 @@ class DiffusersEngine(Engine):
     def _within_memory(
         self, operation: Operation, batch: torch.Tensor, plan: TilingPlan, dtype: torch.dtype
     ) -> tuple[torch.Tensor, TilingPlan]:
-        """Operation by the plan; out of memory, by one that takes less. With the plan that it was."""
+        """Run the operation by the plan; out of memory, by one that takes less. With the plan that it was."""
         while (made := self._attempt(operation, batch, plan, dtype)) is None:
             try:
                 plan = self.planner.plan(operation, tuple(batch.shape), dtype, plan)

@@ -37,7 +37,7 @@ class LatentSpace(LatentNumbers):
         """The hints that mean something to this model."""
         family = self.family
         of_layouts = [name for layout in family.layouts for name in layout.takes]
-        named = [*of_layouts, *family.scaling.takes, *family.takes(self), "denormalised"]
+        named = [*of_layouts, *family.scaling.takes, *family.takes(self), "denormalized"]
         return tuple(dict.fromkeys(named))
 
     def with_statistics_of(self, model: Any) -> LatentSpace:

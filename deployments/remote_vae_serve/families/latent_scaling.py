@@ -36,7 +36,7 @@ class LatentScaling:
     def denormalize(self, latents: torch.Tensor, space: LatentNumbers, hints: RequestHints = NO_HINTS) -> torch.Tensor:
         """Latents `[B, C, (T,) h, w]` as the family's pipelines hand them to `vae.decode`; as they are, where a hint says that
         they are denormalized already. Raises BadRequest for a hint or a size that the formula needs."""
-        return latents if hints.denormalised else self.formula(latents, space, hints)
+        return latents if hints.denormalized else self.formula(latents, space, hints)
 
     def normalize(self, latents: torch.Tensor, space: LatentNumbers, hints: RequestHints = NO_HINTS) -> torch.Tensor:
         """The inverse, `[B, C, (T,) h, w]`, as image-to-image pipelines apply it after `vae.encode`; also where others hand out

@@ -33,6 +33,7 @@ SIGNED = {
         "x-vae-model": "Who answered.",
         "x-vae-revision": "Of its weights.",
         "x-vae-dtype": "What it ran in.",
+        "x-vae-tiling": "Pixels along the edge of the tiles that it was decoded in; absent where it was decoded whole.",
         "server-timing": "Milliseconds of each stage: queue, decode, encode.",
         "shape": "Of a tensor/binary reply: a JSON list.",
         "dtype": "Of a tensor/binary reply.",
@@ -92,7 +93,7 @@ def document() -> dict[str, Any]:
 def _post(summary: str, parameters: Iterable[Parameter[Any]], bodies: Any, replies: Any) -> dict[str, Any]:
     return {
         "summary": summary,
-        "parameters": [MODEL, DEADLINE, *map(_parameter, parameters)],
+        "parameters": [MODEL, DEADLINE, *(one for parameter in parameters for one in _parameters(parameter))],
         "requestBody": {"required": True, "content": bodies},
         "responses": {"200": {"description": "The result.", "headers": SIGNED, "content": replies}} | _errors(),
     }
@@ -107,14 +108,17 @@ def _get(summary: str, *parameters: Any) -> dict[str, Any]:
     }
 
 
-def _parameter(parameter: Parameter[Any]) -> dict[str, Any]:
-    return {
+def _parameters(parameter: Parameter[Any]) -> list[dict[str, Any]]:
+    """The parameter, and each of its aliases as one that is deprecated."""
+    described = {
         "name": parameter.name,
         "in": "query",
         "required": False,  # v0 has them in its body, and a picture needs neither shape nor dtype
         "description": parameter.meaning,
         "schema": dict(parameter.schema),
     }
+    deprecated = {"description": f"Former spelling of {parameter.name}.", "deprecated": True}
+    return [described, *(described | deprecated | {"name": alias} for alias in parameter.aliases)]
 
 
 def _distinct(parameters: list[dict[str, Any]]) -> list[dict[str, Any]]:

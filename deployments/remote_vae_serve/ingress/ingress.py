@@ -17,7 +17,7 @@ from remote_vae_serve.config import IngressConfig
 from remote_vae_serve.http.app import Answerer, create_app
 from remote_vae_serve.ingress.model_registry import ModelRegistry
 
-PATIENCE_S = 14.0  # a client hears within 20 s that nobody can place its model
+PLACEMENT_WAIT_S = 14.0  # a client hears within 20 s that nobody can place its model
 WATCH_S = 1.0
 
 
@@ -31,7 +31,7 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> Starlette:
         """Serve calls this after the constructor and serves what it returns."""
         config = self._config
-        return create_app(self, config.max_body, config.deadline_s, config.hosts, config.has_connections)
+        return create_app(self, config.max_body, config.request_timeout_s, config.hosts, config.has_connections)
 
     def find(self, name: str) -> Answerer:
         """The way to a model. Raises UnknownModel, ModelFailed or ModelStarting."""
@@ -45,7 +45,7 @@ class Ingress:
     async def _answer(self, transport: HandleTransport, name: str, request: Request) -> Result:
         """Send the request on; give up where the model's replica cannot be placed, which could last for ever."""
         answer = asyncio.ensure_future(transport.try_one_async(request))
-        patience = PATIENCE_S
+        left_s = PLACEMENT_WAIT_S
         try:
             while True:
                 done, _ = await asyncio.wait({answer}, timeout=WATCH_S)
@@ -54,8 +54,8 @@ class Ingress:
                     self._registry.mended(name)
                     return result
                 shortage = self._registry.get(name).shortage
-                patience = patience - WATCH_S if shortage else PATIENCE_S
-                if shortage and patience <= 0:
+                left_s = left_s - WATCH_S if shortage else PLACEMENT_WAIT_S
+                if shortage and left_s <= 0:
                     raise ModelStarting(f"{name} {shortage}; try again", retry_after=10)
         finally:
             answer.cancel()

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import serve
-from ray.util.metrics import Counter
 from starlette.types import ASGIApp
 
 from remote_vae.errors import ModelFailed, RemoteVAEError
@@ -23,6 +22,7 @@ from remote_vae.protocol.request import Request
 from remote_vae.protocol.wire import PROTOCOL, Result
 from remote_vae_serve.config import VAEConfig
 from remote_vae_serve.http.app import Answerer, create_model_app
+from remote_vae_serve.replica.event_counters import EventCounters
 
 if TYPE_CHECKING:
     from remote_vae_serve.engine.base import Engine, Event
@@ -53,11 +53,7 @@ class VAE:
         self._next_try = 0.0
         self._loading = asyncio.Lock()
         self._startup: dict[str, float] = {}
-        self._events = Counter(
-            "remote_vae_events",
-            description="Decodes in tiles (tiled), repeated in float32 (float32), that ran out of memory (out_of_memory).",
-            tag_keys=("model", "event"),
-        )
+        self._events = EventCounters(self._model)
         self._load()
 
     @property
@@ -135,7 +131,7 @@ class VAE:
         """Serve calls this after the constructor: the direct door, where the application has a path of its own."""
         config = self._config
         return create_model_app(
-            self._model, SingleModel(self), config.max_body, config.deadline_s, config.has_connections
+            self._model, SingleModel(self), config.max_body, config.request_timeout_s, config.has_connections
         )
 
     async def answer(self, request: Request) -> Result:
@@ -150,7 +146,7 @@ class VAE:
         from remote_vae_serve.replica.pipeline import Pipeline
 
         try:
-            engine = build_engine(self._config, self._count)
+            engine = build_engine(self._config, self._events.count)
             imported = time.monotonic()
             engine.load()
         except RemoteVAEError as error:
@@ -165,10 +161,6 @@ class VAE:
             "weights_s": round(time.monotonic() - imported, 3),
         }
         logger.info("%s is ready on %s after %.1f s", self._model, engine.device, time.monotonic() - started)
-
-    def _count(self, event: Event) -> None:
-        """For whoever keeps the service up at night: `remote_vae_events` among Ray's metrics."""
-        self._events.inc(tags={"model": self._model, "event": event})
 
     async def _ready(self) -> Pipeline:
         if self._pipeline is None:

@@ -16,7 +16,7 @@ ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
 keeps nothing."""
 SHARE = 4
 """Free blocks are of all sizes, and the next work does not fill them all: kept, memory peaked at up to three times the forecast.
-Operation is kept for only where the budget has room for so many of it."""
+Memory is kept only where the budget has room for so many of it."""
 TRIM_THRESHOLD, MMAP_MAX = -1, -4
 """Parameters of glibc's `mallopt`: how much may lie free at the heap's end (-1: any), and how many blocks may lie outside it."""
 KEEP, LET_GO = {TRIM_THRESHOLD: -1, MMAP_MAX: 0}, {TRIM_THRESHOLD: 2**17, MMAP_MAX: 2**16}

@@ -11,7 +11,7 @@ import torch
 from remote_vae.errors import Unavailable
 from remote_vae_serve.codecs.host_copy import HostCopy
 
-PATIENCE_S = 5.0
+CLIENT_WAIT_S = 5.0
 """A client that reads slowly holds its result for long; those behind it must not wait for it for ever."""
 
 
@@ -51,7 +51,7 @@ class PendingResults:
             Unavailable: they were not let go of in time.
         """
         with self._changed:
-            if not self._changed.wait_for(lambda: not self._sizes or self.held <= spare, PATIENCE_S):
+            if not self._changed.wait_for(lambda: not self._sizes or self.held <= spare, CLIENT_WAIT_S):
                 raise Unavailable(
                     f"Results that clients have not yet taken hold {self.held / 2**20:.0f} MiB of the memory that this request "
                     "needs; try again",

@@ -38,7 +38,7 @@ REQUESTS = {
     "one uint8": EncodeRequest(from_array(BYTES[0]), seed=2**63 - 1),
     "moments": EncodeRequest(PICTURE, sample_mode=SampleMode.MOMENTS, deadline_s=12.5),
     "base64": EncodeRequest(from_array(BYTES), body="base64", reply="base64", seed=3, deadline_s=1),
-    "hints": EncodeRequest(PICTURE, seed=5, hints=Hints(num_frames=9, sigma_data=0.5, denormalised=False)),
+    "hints": EncodeRequest(PICTURE, seed=5, hints=Hints(num_frames=9, sigma_data=0.5, denormalized=False)),
 }
 ALL = pytest.mark.parametrize("request_", REQUESTS.values(), ids=REQUESTS)
 

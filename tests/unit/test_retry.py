@@ -59,8 +59,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
 class Scripted(Transport):
     """Fails as told, one error a try, then answers; each try takes `takes_s`."""
 
-    def __init__(self, clock: Clock, patience: RetryPolicy, *fails: RemoteVAEError, takes_s: float = 0.0) -> None:
-        self.patience = patience
+    def __init__(self, clock: Clock, retry_policy: RetryPolicy, *fails: RemoteVAEError, takes_s: float = 0.0) -> None:
+        self.retry_policy = retry_policy
         self.granted: list[float | None] = []
         self._clock, self._fails, self._takes_s = clock, list(fails), takes_s
 
@@ -81,18 +81,18 @@ class Scripted(Transport):
         return {}
 
 
-def pauses(tries: RetryState, clock: Clock, *failures: RemoteVAEError) -> list[float]:
+def pauses(state: RetryState, clock: Clock, *failures: RemoteVAEError) -> list[float]:
     """The pause after each of them, slept."""
     made = []
     for failure in failures:
-        made.append(tries.pause_after(failure))
+        made.append(state.pause_after(failure))
         clock.sleep(made[-1])
     return made
 
 
 def test_each_pause_is_twice_as_long_as_the_last(clock: Clock) -> None:
-    tries = RetryState(RetryPolicy(retries=6))
-    assert pauses(tries, clock, *[Overloaded("Full.")] * 6) == [FIRST_PAUSE_S * 2**n for n in range(6)]
+    state = RetryState(RetryPolicy(retries=6))
+    assert pauses(state, clock, *[Overloaded("Full.")] * 6) == [FIRST_PAUSE_S * 2**n for n in range(6)]
 
 
 def test_a_pause_stops_growing(clock: Clock) -> None:
@@ -218,10 +218,10 @@ def test_no_call_takes_longer_than_its_deadline(clock: Clock) -> None:
 
 
 def test_a_try_whose_turn_comes_after_the_deadline_is_not_made(clock: Clock) -> None:
-    tries = RetryState(RetryPolicy(deadline=2))
+    state = RetryState(RetryPolicy(deadline=2))
     clock.now += 2
     with pytest.raises(TimedOut, match=r"deadline of 2 s"):
-        tries.left_s(300)
+        state.left_s(300)
 
 
 def test_the_deadline_is_one_for_all_requests_of_a_call(clock: Clock) -> None:
@@ -270,7 +270,7 @@ def test_retries_that_are_no_count_are_refused(retries: Any) -> None:
     assert caught.value.parameter == "retries"
 
 
-def test_patience_does_not_change() -> None:
+def test_a_retry_policy_does_not_change() -> None:
     with pytest.raises(FrozenInstanceError):
         RetryPolicy().retries = 5  # type: ignore[misc]
 

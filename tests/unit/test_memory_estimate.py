@@ -248,7 +248,7 @@ def test_the_process_itself_takes_little_more_than_was_forecast(capsys: pytest.C
     size = 24
     script = f"""
 import torch
-from test_forecast import forecast_of, model_of
+from test_memory_estimate import forecast_of, model_of
 def mark(name):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(name))
 torch.set_num_threads(2)

@@ -63,7 +63,7 @@ def test_bytes_are_made_in_a_piece_of_memory_and_floats_in_one_copy() -> None:
     assert live.peak == pixels.nbytes
 
 
-def test_what_is_on_the_shelf_is_counted_once_and_until_it_is_gone() -> None:
+def test_a_pending_result_is_counted_once_and_until_it_is_gone() -> None:
     there, result = PendingResults(), torch.zeros(4, 100)
     for part in (result, result[0], result[1:].view(-1)):
         there.put(part)
@@ -95,7 +95,7 @@ def test_who_waits_goes_on_as_soon_as_there_is_room_and_at_once_where_nothing_is
 
 
 def test_who_waits_for_too_long_is_told_to_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pending_results, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(pending_results, "CLIENT_WAIT_S", 0.05)
     there, result = PendingResults(), torch.zeros(3 * 2**20, dtype=torch.uint8)
     there.put(result)
     with pytest.raises(Unavailable, match="hold 3 MiB") as caught:

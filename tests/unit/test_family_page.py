@@ -15,7 +15,7 @@ ROWS = {name for family in FAMILIES for name in family.classes}
 
 
 def test_no_autoencoder_of_the_installed_diffusers_is_without_a_row() -> None:
-    """A new one needs a row in autoencoders.py and a case in tests/families, or a place among those for later."""
+    """A new one needs a row in families/images.py or videos.py and a case in tests/families, or a place among those for later."""
     found = {name for name, value in vars(autoencoders).items() if isinstance(value, type) and hasattr(value, "decode")}
     assert sorted(found - ROWS - set(LATER)) == []
     assert sorted((ROWS | set(LATER)) - found) == []

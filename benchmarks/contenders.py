@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from benchmarks import bare_serve
-from remote_vae_serve.cli import FAST
+from remote_vae_serve.cli import HAPROXY as LAUNCHER_HAPROXY
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -26,8 +26,8 @@ from local_server import LocalServer, free_port  # noqa: E402
 
 THREADS = 1
 """Of torch, for everybody: with more, on a machine of few cores, it is OpenMP's spinning against the client that is measured."""
-HAPROXY = FAST | {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1"}
-"""As `remote-vae-serve run --fast` sets them, but for the last, which only lets it stop soon."""
+HAPROXY = LAUNCHER_HAPROXY | {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1"}
+"""As `remote-vae-serve run --haproxy` sets them, but for the last, which only lets it stop soon."""
 
 
 class Ours:
@@ -35,7 +35,7 @@ class Ours:
 
     Args:
         models: name to the `args` of `remote_vae_serve.app:vae`; `replicas` among them is Serve's `num_replicas`.
-        haproxy: with the flags of `--fast`, or none.
+        haproxy: with the flags of `--haproxy`, or none.
         environment: more of it, such as flags that are tried.
         more: applications besides.
     """

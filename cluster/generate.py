@@ -1,8 +1,8 @@
 """Writes rayservice.yaml out of ../serve_config.yaml and rayservice.template.yaml; `--check` says whether it is stale.
 
 One list of models serves both `serve run` on one machine and a Kubernetes cluster. All that is different in a cluster is
-in `for_the_cluster` and `on_a_gpu`; what does not depend on the models is in the template. `--fast` puts HAProxy in front, by
-the variables in fast.yaml, and gives models that are kept warm a path of their own. Needs PyYAML only.
+in `for_the_cluster` and `on_a_gpu`; what does not depend on the models is in the template. `--haproxy` puts HAProxy in front, by
+the variables in haproxy.yaml, and gives models that are kept warm a path of their own. Needs PyYAML only.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import yaml
 HERE = Path(__file__).resolve().parent
 SOURCE = HERE.parent / "serve_config.yaml"
 TEMPLATE = HERE / "rayservice.template.yaml"
-FAST = HERE / "fast.yaml"
+HAPROXY = HERE / "haproxy.yaml"
 MANIFEST = HERE / "rayservice.yaml"
 VAE = "remote_vae_serve.app:vae"
 INGRESS = "remote_vae_serve.app:ingress"
@@ -173,20 +173,20 @@ def dump(value: Any) -> str:
     return yaml.dump(value, Dumper=Dumper, sort_keys=False, width=110)
 
 
-def generate(source: str, template: str, fast: str | None = None) -> str:
+def generate(source: str, template: str, haproxy: str | None = None) -> str:
     """The text of rayservice.yaml. Raises Unfit.
 
     Args:
-        fast: the text of fast.yaml, for HAProxy in front.
+        haproxy: the text of haproxy.yaml, for HAProxy in front.
     """
     manifest = yaml.safe_load(template)
     config = for_the_cluster(yaml.safe_load(source))
-    if fast is not None:
+    if haproxy is not None:
         config = with_direct_doors(config)
-        in_every_ray_container(manifest, [*yaml.safe_load(fast), *body_limit(config)])
+        in_every_ray_container(manifest, [*yaml.safe_load(haproxy), *body_limit(config)])
     manifest["spec"]["serveConfigV2"] = dump(config)
     check(manifest)
-    if fast is not None:
+    if haproxy is not None:
         check_scaling(manifest)
     return HEADER + dump(manifest)
 
@@ -195,18 +195,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Write cluster/rayservice.yaml out of serve_config.yaml.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if rayservice.yaml is stale")
     parser.add_argument(
-        "--fast", action="store_true", help="let HAProxy take the requests, as remote-vae-serve run --fast"
+        "--haproxy",
+        "--fast",
+        action="store_true",
+        help="let HAProxy take the requests, as remote-vae-serve run --haproxy",
     )
     options = parser.parse_args(arguments)
     try:
-        text = generate(SOURCE.read_text(), TEMPLATE.read_text(), FAST.read_text() if options.fast else None)
+        text = generate(SOURCE.read_text(), TEMPLATE.read_text(), HAPROXY.read_text() if options.haproxy else None)
     except Unfit as error:
         print(f"serve_config.yaml: {error}", file=sys.stderr)
         return 1
     if not options.check:
         MANIFEST.write_text(text)
     elif not MANIFEST.exists() or MANIFEST.read_text() != text:
-        command = "python cluster/generate.py" + " --fast" * options.fast
+        command = "python cluster/generate.py" + " --haproxy" * options.haproxy
         print(f"cluster/rayservice.yaml is stale: run `{command}`.", file=sys.stderr)
         return 1
     return 0

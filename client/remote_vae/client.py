@@ -259,7 +259,8 @@ class RemoteVAE:
         return self._transport.describe(wake)
 
     def close(self) -> None:
-        self._pool.get().shutdown(wait=True, cancel_futures=True)
+        """Wait for what is being decoded, cancel what has not begun, and give the connections back."""
+        self._pool.close(lambda pool: pool.shutdown(wait=True, cancel_futures=True))
         self._transport.close()
 
     def __enter__(self) -> RemoteVAE:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from remote_vae_serve.serve_config import ServeConfig
 
 CONFIG = Path("serve_config.yaml")
-FAST = {
+HAPROXY = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",  # Serve's data plane in C
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "0",  # it takes 4 MiB at most, and is slow from 0.5 MB on
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",  # a line of log for each request, written some at a time
@@ -53,7 +53,10 @@ def main() -> None:
 @main.command()
 @config_argument
 @click.option(
-    "--fast", is_flag=True, help="Let HAProxy take the requests: faster, and more of them. No TLS of its own."
+    "--haproxy",
+    "--fast",
+    is_flag=True,
+    help="Let HAProxy take the requests: faster, and more of them. No TLS of its own.",
 )
 @click.option(
     "--token",
@@ -73,14 +76,14 @@ def main() -> None:
     show_default=True,
     help="Ray to serve on. `local` starts one; another must have these variables in its nodes' environment already.",
 )
-def run(config: Path, fast: bool, tokens: tuple[str, ...], max_body_mib: float | None, address: str) -> None:
+def run(config: Path, haproxy: bool, tokens: tuple[str, ...], max_body_mib: float | None, address: str) -> None:
     """Check CONFIG (serve_config.yaml), then serve it until Ctrl-C or SIGTERM.
 
     Does what only environment variables can tell Serve (tokens, a size limit that holds before a body is read, JSON for
     Serve's own errors), then becomes `serve run`.
 
     \b
-    Example: REMOTE_VAE_TOKENS=s3cret remote-vae-serve run --fast
+    Example: REMOTE_VAE_TOKENS=s3cret remote-vae-serve run --haproxy
     """
     checked = _read(config)
     if max_body_mib is not None and max_body_mib > checked.max_body_mib:
@@ -92,7 +95,7 @@ def run(config: Path, fast: bool, tokens: tuple[str, ...], max_body_mib: float |
         proxy.CALLBACK: proxy.IMPORT_PATH,
         proxy.MAX_BODY_MIB: str(max_body_mib or checked.max_body_mib),
         **({proxy.TOKENS: ",".join(tokens)} if tokens else {}),
-        **(FAST if fast else {}),
+        **(HAPROXY if haproxy else {}),
         **(_haproxy_errors() if address == "local" else {}),
     }
     try:

@@ -75,7 +75,7 @@ class DoorConfig(Arguments):
 
     @property
     def has_connections(self) -> bool:
-        """Whether the process that answers has the clients' connections itself, as under `run --fast`, or Serve's proxy."""
+        """Whether the process that answers has the clients' connections itself, as under `run --haproxy`, or Serve's proxy."""
         return os.environ.get("RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD") == "0"
 
 

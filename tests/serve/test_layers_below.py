@@ -126,7 +126,7 @@ def mode(request: pytest.FixtureRequest) -> Iterator[Mode]:
     name = str(request.param)
     if name == "haproxy" and (reason := _why_no_haproxy()) is not None:
         pytest.skip(reason)
-    command = {"plain": PLAIN, "launcher": LAUNCHER, "haproxy": (*LAUNCHER, "--fast")}[name]
+    command = {"plain": PLAIN, "launcher": LAUNCHER, "haproxy": (*LAUNCHER, "--haproxy")}[name]
     server = LocalServer(models=("fake", "slow"), change=_applications, command=command, environment=_environment(name))
     running = Mode(name, server)
     server.start(tick=running.knock)

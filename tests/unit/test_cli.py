@@ -281,7 +281,7 @@ def started(here: Path, monkeypatch: pytest.MonkeyPatch) -> list[Config]:
 def test_run_has_haproxy_answer_in_json_after_the_operators_own_algorithm(started: list[Config]) -> None:
     for algorithm in ("leastconn", "roundrobin"):
         chosen = {HAPROXY_BALANCE: algorithm} if algorithm != "leastconn" else {}
-        assert command("run", "--fast", **chosen).exit_code == 0
+        assert command("run", "--haproxy", **chosen).exit_code == 0
         written = started.pop()[HAPROXY_BALANCE].splitlines()
         assert written[0] == algorithm
         assert [line.strip() for line in written[1:]] == haproxy_errors()
@@ -297,7 +297,7 @@ def test_run_leaves_haproxy_alone_where_serve_writes_its_configuration_otherwise
         if text is not None:
             template.parent.mkdir(parents=True)
             template.write_text(text)
-        assert command("run", "--fast").exit_code == 0
+        assert command("run", "--fast").exit_code == 0  # the flag's former name
         environment = started.pop()
         assert environment["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
         assert HAPROXY_BALANCE not in environment

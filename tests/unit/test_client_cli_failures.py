@@ -142,10 +142,11 @@ def test_a_server_that_is_slow_is_given_up(z: torch.Tensor) -> None:
     assert "did not answer" in result.stderr
 
 
-def test_what_every_file_would_meet_is_met_once(here: Path) -> None:
+@pytest.mark.parametrize("option", ["--concurrency", "--jobs"])
+def test_what_every_file_would_meet_is_met_once(here: Path, option: str) -> None:
     some_latents(here / "in", 20)
     with failing(Unauthorized("No token, or a wrong one")) as closed:
-        result = command("decode", closed.url, "in", "-o", "out/", "--jobs", "2")
+        result = command("decode", closed.url, "in", "-o", "out/", option, "2")
         assert len(closed.requests) <= 4
     assert result.exit_code == 1
     first, total = result.stderr.splitlines()

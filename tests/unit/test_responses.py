@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,22 +16,26 @@ from remote_vae_serve.http.responses import PAUSE_S, SLICE, STREAMED, reply
 Sent = list[bytes | memoryview]
 
 
-def sent(response: Response) -> Sent:
-    """What the server below is given, message by message."""
-    bodies: Sent = []
+def messages_of(response: Response) -> list[Any]:
+    """What the server below is given."""
+    messages: list[Any] = []
 
     async def receive() -> dict[str, str]:
         await asyncio.sleep(60)
         return {"type": "http.disconnect"}
 
-    async def send(message: dict[str, object]) -> None:
-        if message["type"] == "http.response.body" and message.get("body"):
-            body = message["body"]
-            assert isinstance(body, (bytes, memoryview))
-            bodies.append(body)
+    async def send(message: Any) -> None:
+        messages.append(message)
 
-    asyncio.run(response({"type": "http"}, receive, send))  # type: ignore[arg-type]
-    return bodies
+    asyncio.run(response({"type": "http"}, receive, send))
+    return messages
+
+
+def sent(response: Response) -> Sent:
+    """The bodies of its messages, those that are not empty."""
+    bodies = [message.get("body") for message in messages_of(response) if message["type"] == "http.response.body"]
+    assert all(isinstance(body, (bytes, memoryview)) for body in bodies)
+    return [body for body in bodies if body]
 
 
 def body_of(size: int) -> memoryview:
@@ -63,6 +68,17 @@ def test_for_another_process_each_piece_is_a_copy_and_has_a_moment_to_be_fetched
     assert time.perf_counter() - began >= len(pieces) * PAUSE_S
 
 
-def test_a_view_that_goes_through_serves_proxy_all_the_same_is_pickled_as_its_bytes() -> None:
-    body = body_of(10)
-    assert pickle.loads(pickle.dumps(body)) == bytes(body)
+@pytest.mark.parametrize("size", [10, STREAMED + 1])
+def test_what_goes_through_serves_proxy_all_the_same_is_pickled_as_bytes(size: int) -> None:
+    body = body_of(size)
+    messages = messages_of(reply({"a": "b"}, body, True))
+    pickled = [pickle.loads(pickle.dumps(message)) for message in messages]
+    assert {type(message) for message in pickled} == {dict}
+    assert b"".join(message.get("body", b"") for message in pickled) == body
+    assert {type(message["body"]) for message in pickled if message.get("body")} == {bytes}
+    assert [message["type"] for message in pickled] == [message["type"] for message in messages]
+
+
+def test_views_are_pickled_by_nobody_else_in_this_process() -> None:
+    with pytest.raises(TypeError, match="memoryview"):
+        pickle.dumps(memoryview(b"anybody's"))

@@ -91,7 +91,7 @@ def main() -> None:
 @options.connection()
 def decode(
     arguments: tuple[str, ...], output: str | None, kind: str | None, key: str | None, force: bool, skip_existing: bool,
-    jobs: int, scaling: str | None, scaling_factor: float | None, shift_factor: float | None, height: int | None,
+    concurrency: int, scaling: str | None, scaling_factor: float | None, shift_factor: float | None, height: int | None,
     width: int | None, fps: float | None, hints: Hints, as_json: bool, **server: Any,
 ) -> None:  # fmt: skip
     """Make pictures, videos or tensors of LATENTS: .safetensors, .npy or .pt (never unpickled), folders of them, or -.
@@ -106,7 +106,7 @@ def decode(
     endpoint, sources = options.endpoint_and_files(arguments, files.TENSORS)
     scaled = options.scaling(scaling, scaling_factor, shift_factor)
     outputs = _outputs(output, kind, DECODED, sources, as_json)
-    transport = options.transport(endpoint, jobs * IN_FLIGHT, **server)
+    transport = options.transport(endpoint, concurrency * IN_FLIGHT, **server)
 
     def work(source: Path) -> Made:
         latents = files.read_tensor(source, key)
@@ -136,7 +136,7 @@ def decode(
         )
 
     with closing(transport):
-        _run(Run(sources), work, jobs, as_json)
+        _run(Run(sources), work, concurrency, as_json)
 
 
 @main.command(short_help="Make latents of pictures.")
@@ -150,7 +150,7 @@ def decode(
 @options.connection()
 def encode(
     arguments: tuple[str, ...], output: str | None, kind: str | None, key: str | None, force: bool, skip_existing: bool,
-    jobs: int, scaling: str | None, scaling_factor: float | None, shift_factor: float | None, sample_mode: str,
+    concurrency: int, scaling: str | None, scaling_factor: float | None, shift_factor: float | None, sample_mode: str,
     seed: int | None, hints: Hints, as_json: bool, **server: Any,
 ) -> None:  # fmt: skip
     """Make latents of PICTURES: .png, .jpg and what else Pillow opens, folders of them, or -; a file each.
@@ -172,7 +172,7 @@ def encode(
         scaled = Scaling()
     outputs = _outputs(output, kind, TENSORS, sources, as_json)
     made = outputs.kind or TENSORS[0]
-    transport = options.transport(endpoint, jobs, **server)
+    transport = options.transport(endpoint, concurrency, **server)
 
     def work(source: Path) -> Made:
         (path,) = outputs.paths(source, made)
@@ -182,7 +182,7 @@ def encode(
         return [(path, _tensor_file(transport.send_one(request).tensor, made))]
 
     with closing(transport):
-        _run(Run(sources), work, jobs, as_json)
+        _run(Run(sources), work, concurrency, as_json)
 
 
 @main.command(short_help="List the models of a server.")
@@ -278,8 +278,8 @@ def _is_done(source: Path, paths: list[Path], force: bool, skip_existing: bool) 
     return False
 
 
-def _run(run: Run, work: runs.Work, jobs: int, as_json: bool) -> NoReturn:
-    run.go(work, jobs)
+def _run(run: Run, work: runs.Work, concurrency: int, as_json: bool) -> NoReturn:
+    run.go(work, concurrency)
     if as_json:
         click.echo(json.dumps(run.as_fields()))
     else:

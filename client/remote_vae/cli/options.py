@@ -62,7 +62,8 @@ def inputs_and_outputs(kinds: Sequence[str], default: str) -> Decorator[Any]:
         click.option("--key", help="Name of the tensor, in inputs that hold several."),
         click.option("--force", is_flag=True, help="Overwrite files that are there."),
         click.option("--skip-existing", is_flag=True, help="Leave out inputs whose files are there: go on after a stop."),
-        click.option("--jobs", type=click.IntRange(1, 256), default=IN_FLIGHT, show_default=True, help="Inputs at a time."),
+        click.option("--concurrency", "--jobs", type=click.IntRange(1, 256), default=IN_FLIGHT, show_default=True,
+                     help="Inputs at a time."),
     )  # fmt: skip
 
 

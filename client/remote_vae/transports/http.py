@@ -54,6 +54,13 @@ class PerProcess(Generic[T]):
                 self._made = (os.getpid(), self._make())
             return self._made[1]
 
+    def close(self, close: Callable[[T], object]) -> None:
+        """Call `close` with what this process has made; nothing is made to be closed."""
+        with self._lock:
+            made = self._made
+        if made is not None and made[0] == os.getpid():
+            close(made[1])
+
 
 def _session(connections: int) -> requests.Session:
     session = requests.Session()
@@ -128,8 +135,8 @@ class HttpTransport(Transport):
         return fields
 
     def close(self) -> None:
-        self._threads.get().shutdown(wait=False)
-        self._session.get().close()
+        self._threads.close(lambda threads: threads.shutdown(wait=False))
+        self._session.close(lambda session: session.close())
 
     def _request(
         self, method: str, below: str, query: Any, headers: dict[str, str], body: Any, left_s: float | None

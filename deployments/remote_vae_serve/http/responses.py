@@ -1,14 +1,14 @@
-"""An answer's body, handed to the server below: at once, or where it is large in pieces, so that it is never there twice and a
+"""ASGI responses of results: the body at once, or where it is large streamed in pieces, so that it is never there twice and a
 reader that stalls stalls us."""
 
 from __future__ import annotations
 
 import asyncio
-import copyreg
 from collections.abc import AsyncIterator
 from typing import Any
 
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Message, Receive, Scope, Send
 
 STREAMED = 8 * 2**20
 SLICE = 2**20
@@ -18,15 +18,15 @@ it comes: 400 MiB were there 2.2 times in all processes instead of 8.6 times, an
 
 
 def reply(headers: dict[str, str], body: memoryview, has_connection: bool) -> Response:
-    """A 200.
+    """A response 200 with that body.
 
     Args:
         has_connection: whether this process has the client's connection, and pieces need not be copied for another.
     """
     if len(body) <= STREAMED:
-        return Response(body if has_connection else bytes(body), headers=headers)
+        return _Whole(body, headers=headers) if has_connection else Response(bytes(body), headers=headers)
     pieces = _pieces(body, has_connection)
-    return StreamingResponse(pieces, headers={**headers, "content-length": str(len(body))})
+    return _Streamed(pieces, headers={**headers, "content-length": str(len(body))})
 
 
 # An iterator that is not async would be run in a thread, piece by piece.
@@ -38,10 +38,29 @@ async def _pieces(body: memoryview, has_connection: bool) -> AsyncIterator[bytes
         await asyncio.sleep(0 if has_connection else PAUSE_S)
 
 
-def _pickled(view: memoryview) -> tuple[Any, ...]:
-    """While a model has no replica, a request meant for one goes through Serve's proxy all the same, and what is answered
-    is pickled; views do not pickle by themselves."""
-    return bytes, (bytes(view),)
+class _Picklable(dict[str, Any]):
+    """An ASGI message whose body may be a view, and is bytes where it is pickled, which a view by itself cannot be.
+
+    While a model has no replica, a request meant for one goes through Serve's proxy all the same: what is sent then is no longer
+    written to a connection of this process, but pickled.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, ({key: bytes(value) if isinstance(value, memoryview) else value for key, value in self.items()},)
 
 
-copyreg.pickle(memoryview, _pickled)
+def _picklable(send: Send) -> Send:
+    async def send_picklable(message: Message) -> None:
+        await send(_Picklable(message))
+
+    return send_picklable
+
+
+class _Whole(Response):
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await super().__call__(scope, receive, _picklable(send))
+
+
+class _Streamed(StreamingResponse):
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await super().__call__(scope, receive, _picklable(send))

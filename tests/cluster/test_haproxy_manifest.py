@@ -1,4 +1,4 @@
-"""`generate.py --fast`: HAProxy in a cluster as the launcher has it on one machine, and a path of its own for what is warm."""
+"""`generate.py --haproxy`: HAProxy in a cluster as the launcher has it on one machine, and a path of its own for what is warm."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from remote_vae_serve.config import IngressConfig, VAEConfig
 
 __all__ = ["crd"]  # a fixture
 
-TEXTS = (generate.SOURCE.read_text(), generate.TEMPLATE.read_text(), generate.FAST.read_text())
-FAST: dict[str, Any] = yaml.safe_load(generate.generate(*TEXTS))
+TEXTS = (generate.SOURCE.read_text(), generate.TEMPLATE.read_text(), generate.HAPROXY.read_text())
+WITH_HAPROXY: dict[str, Any] = yaml.safe_load(generate.generate(*TEXTS))
 WARM: dict[str, dict[str, Any]] = {
     "one for good": {"num_replicas": 1},
     "a number that Serve chooses": {"num_replicas": "auto"},
@@ -55,9 +55,9 @@ def made_of(source: str) -> dict[str, Any]:
 
 
 def test_every_ray_container_has_what_the_launcher_sets() -> None:
-    launcher = cli.FAST | cli._haproxy_errors() | {proxy.CALLBACK: proxy.IMPORT_PATH}
+    launcher = cli.HAPROXY | cli._haproxy_errors() | {proxy.CALLBACK: proxy.IMPORT_PATH}
     limit = {proxy.MAX_BODY_MIB: str(by_name(SOURCE)["remote-vae"]["args"]["max_body_mib"])}
-    for container, before in zip(containers(FAST), containers(MANIFEST), strict=True):
+    for container, before in zip(containers(WITH_HAPROXY), containers(MANIFEST), strict=True):
         added = container["env"][len(before.get("env", [])) :]
         assert container | {"env": added} == before | {"env": added}
         assert container["env"] == [*before.get("env", []), *added]
@@ -68,14 +68,16 @@ def test_every_ray_container_has_what_the_launcher_sets() -> None:
 
 
 def test_tokens_come_from_an_optional_secret_and_stand_nowhere_in_the_manifest() -> None:
-    for container in containers(FAST):
+    for container in containers(WITH_HAPROXY):
         (tokens,) = [variable for variable in container["env"] if variable["name"] == proxy.TOKENS]
         secret = {"name": "remote-vae-tokens", "key": "tokens", "optional": True}
         assert tokens == {"name": proxy.TOKENS, "valueFrom": {"secretKeyRef": secret}}
 
 
 def test_the_proxy_starts_with_these_variables() -> None:
-    environment = {variable["name"]: variable.get("value", "one,two") for variable in containers(FAST)[0]["env"]}
+    environment = {
+        variable["name"]: variable.get("value", "one,two") for variable in containers(WITH_HAPROXY)[0]["env"]
+    }
     assert proxy.Settings.of(environment) == proxy.Settings(256 * 2**20, ("one", "two"))
 
 
@@ -88,8 +90,8 @@ def test_a_limit_that_is_not_stated_is_left_to_the_default_of_the_ingress() -> N
 
 
 def test_nothing_else_changes_and_the_crd_knows_every_field(crd: Any) -> None:
-    assert [error.message for error in crd.iter_errors(FAST)] == []
-    bare = copy.deepcopy(FAST)
+    assert [error.message for error in crd.iter_errors(WITH_HAPROXY)] == []
+    bare = copy.deepcopy(WITH_HAPROXY)
     for container, before in zip(containers(bare), containers(MANIFEST), strict=True):
         container.pop("env")
         container.update({"env": before["env"]} if "env" in before else {})
@@ -145,9 +147,10 @@ def test_the_flag_writes_and_checks_that_manifest(
 ) -> None:
     monkeypatch.setattr(generate, "MANIFEST", tmp_path / "rayservice.yaml")
     assert generate.main([]) == 0
-    assert generate.main(["--fast", "--check"]) == 1
-    assert "stale: run `python cluster/generate.py --fast`" in capsys.readouterr().err
-    assert generate.main(["--fast"]) == generate.main(["--fast", "--check"]) == 0
+    assert generate.main(["--haproxy", "--check"]) == 1
+    assert "stale: run `python cluster/generate.py --haproxy`" in capsys.readouterr().err
+    assert generate.main(["--haproxy"]) == generate.main(["--haproxy", "--check"]) == 0
+    assert generate.main(["--fast", "--check"]) == 0  # its former name
     assert (tmp_path / "rayservice.yaml").read_text() == generate.generate(*TEXTS)
 
 

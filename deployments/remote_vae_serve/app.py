@@ -18,6 +18,10 @@ from remote_vae_serve.replica.replica import VAE, describe_arguments
 
 logger = logging.getLogger("ray.serve")
 
+HEALTH_CHECK_PERIOD_S = 2.0
+"""Serve replaces a replica after three failed checks. At its own ten seconds that is half a minute of 503s, longer than a client
+with the usual three retries waits; a check here takes microseconds."""
+
 
 def ingress(args: IngressConfig) -> Application:
     """The application at `/`: HTTP in, routed by model name to the VAE applications of the cluster."""
@@ -44,6 +48,7 @@ def vae(args: VAEConfig) -> Application:
         },
         max_ongoing_requests=8,
         max_queued_requests=32,
+        health_check_period_s=HEALTH_CHECK_PERIOD_S,
         user_config=describe_arguments(config),
     )
     return deployment.bind(config)

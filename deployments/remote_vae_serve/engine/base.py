@@ -93,6 +93,7 @@ class Engine(ABC):
         device: `cpu` or `cuda`.
         model_config: the model's config.json, its class's defaults filled in.
         hints: what the application says of all its latents.
+        is_probed: whether one small latent is decoded when it is loaded and now and then, to see that it still can.
         pending: results that are made and not yet gone; their memory counts.
     """
 
@@ -102,6 +103,7 @@ class Engine(ABC):
     device: str
     model_config: Mapping[str, Any] = {}
     hints: Hints = Hints()
+    is_probed: bool = True
 
     def __init__(self, on_event: Callable[[Event], object] = lambda event: None) -> None:
         self.on_event = on_event

@@ -28,6 +28,7 @@ class FakeEngine(Engine):
     def __init__(self, config: FakeEngineConfig, on_event: Callable[[Event], object] = lambda event: None) -> None:
         super().__init__(on_event)
         self._config = config
+        self.is_probed = False  # it would wait as for a client's
         self.device, self.dtype, self.encode_dtype = "cpu", torch.float32, torch.float32
 
     def load(self) -> None:

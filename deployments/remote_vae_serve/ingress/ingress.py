@@ -42,6 +42,11 @@ class Ingress:
             raise ModelFailed(f"{name} could not be deployed: {model.reason}", retry_after=30)
         raise ModelStarting(f"{name} is being deployed; try again", retry_after=2)
 
+    async def check_health(self) -> None:
+        """Serve asks every few seconds, and replaces an ingress that raises three times in a row."""
+        if (fault := self._registry.fault()) is not None:
+            raise RuntimeError(f"The ingress is to be replaced: {fault}")
+
     async def _answer(self, transport: HandleTransport, name: str, request: Request) -> Result:
         """Send the request on; give up where the model's replica cannot be placed, which could last for ever."""
         answer = asyncio.ensure_future(transport.try_one_async(request))

@@ -35,6 +35,9 @@ ASK_AGAIN_S = 30.0  # a failed replica may have mended; asked more often, it wou
 GRACE_S = 6.0  # a replica's process starts within it; longer, and what it lacks is held by others
 DESCRIBE_TIMEOUT_S = 5.0
 FIRST_READ_S = 20.0
+CHECKS_WITHOUT_NEWS = 6
+"""A minute, at Serve's ten seconds a check. It is checks that count and not seconds, since it is Serve's controller that checks:
+while it restarts there is no news, and it checks nobody."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +85,10 @@ class ModelRegistry:
         self._warned: set[str] = set()
         self._waiting_since: dict[str, float] = {}
         self._read_once = threading.Event()
+        self._news = self._news_checked = self._checks_without_news = 0
         # Never on the caller's own thread, which is a replica's event loop: a replica is asked there by a blocking call.
-        threading.Thread(target=self._keep_fresh, name="model-registry", daemon=True).start()
+        self._thread = threading.Thread(target=self._keep_fresh, name="model-registry", daemon=True)
+        self._thread.start()
         self._read_once.wait(FIRST_READ_S)
 
     def names(self) -> list[str]:
@@ -97,12 +102,23 @@ class ModelRegistry:
             served = ", ".join(self.names()) or "none yet"
             raise UnknownModel(f"No model {name[:80]!r} here; served: {served}", parameter="model") from None
 
+    def fault(self) -> str | None:
+        """Why this process will hear no more of the models; None where it does. To be called at each of Serve's health checks."""
+        if not self._thread.is_alive():
+            return "the thread that reads Serve's state has ended"
+        self._checks_without_news = 0 if self._news != self._news_checked else self._checks_without_news + 1
+        self._news_checked = self._news
+        if self._checks_without_news >= CHECKS_WITHOUT_NEWS:
+            return f"nothing was read of Serve's state between {CHECKS_WITHOUT_NEWS} health checks"
+        return None
+
     def refresh(self) -> None:
         """Read Serve's state once."""
         from ray.serve.context import _get_global_client
 
         # serve.status() leaves out user_config, replica ids and where replicas are.
         details = _get_global_client().get_serve_details()
+        self._news += 1
         applications = details["applications"]
         waiting = shortages(applications, ray.cluster_resources(), ray.available_resources())
         models = {}
@@ -110,6 +126,7 @@ class ModelRegistry:
             if self._only is not None and name not in self._only:
                 continue
             model = self._model(name, application, waiting.get(name))
+            self._news += 1  # replicas that do not answer take seconds each
             if model is not None:
                 models[name] = model
         if set(models) != set(self._models):

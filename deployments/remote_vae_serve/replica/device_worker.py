@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
 import traceback
@@ -17,13 +18,16 @@ from typing import Any
 
 import torch
 
-from remote_vae.errors import DeadlineExceeded, RemoteVAEError
+from remote_vae.errors import BadRequest, DeadlineExceeded, RemoteVAEError
+from remote_vae_serve.replica.health import being_replaced
 from remote_vae_serve.replica.latency import LatencyEstimator
 
 logger = logging.getLogger("ray.serve")
 
 PAUSE_S = 30.0
 """Longer than a picture takes to be made: who makes one after the other finds the device as it left it."""
+
+ENDED = "the device's thread has ended"
 
 Run = Callable[[torch.Tensor], tuple[torch.Tensor, Any]]
 """Work on a batch, sample by sample independent but for the last place of a float; and a note on how it was done."""
@@ -73,17 +77,24 @@ class Job:
 
 
 class DeviceWorker:
-    """Runs jobs one after the other, in the order they came, and in one batch with them what may.
+    """Runs jobs one after the other, in the order they came, and in one batch with them what may. What a job does ends nobody
+    else's: only when the device is of no use any more does the thread end, and what waits for it is told so.
 
     Args:
         enter: entered once by the thread: the stream its work goes to.
         on_idle: called by the thread in a pause, once.
+        probe: says why the device is of no use, or None; called by the thread in a pause, and after a job that failed for no
+            known reason, before that is answered.
     """
 
     def __init__(
-        self, enter: Callable[[], AbstractContextManager[object]], on_idle: Callable[[], None] = lambda: None
+        self,
+        enter: Callable[[], AbstractContextManager[object]],
+        on_idle: Callable[[], None] = lambda: None,
+        probe: Callable[[], str | None] = lambda: None,
     ) -> None:
-        self._enter, self._on_idle = enter, on_idle
+        self._enter, self._on_idle, self._probe = enter, on_idle, probe
+        self._fault: str | None = None
         self._waiting: deque[Job] = deque()
         self._running: tuple[float, float] | None = None  # since when, and for how long as far as can be told
         self._changed = threading.Condition()
@@ -98,12 +109,24 @@ class DeviceWorker:
 
     def submit(self, job: Job) -> None:
         with self._changed:
-            self._waiting.append(job)
-            self._changed.notify()
+            if self.fault is None:
+                self._waiting.append(job)
+                self._changed.notify()
+                return
+        job.done.set_exception(being_replaced())
+
+    @property
+    def fault(self) -> str | None:
+        """Why nothing runs here any more; None while it does."""
+        if self._fault is None and not self._thread.is_alive():
+            return ENDED
+        return self._fault
 
     def wait_s(self) -> float:
-        """Seconds until a job that came now would begin, as far as can be told."""
+        """Seconds until a job that came now would begin, as far as can be told; infinite where it never would."""
         with self._changed:
+            if self.fault is not None:
+                return math.inf
             waiting = sum(job.latency.predict(job.batch.numel()) for job in self._waiting)
             running = self._running
         if running is None:
@@ -120,16 +143,40 @@ class DeviceWorker:
             self._changed.notify()
 
     def _work(self) -> None:
-        with self._enter(), torch.inference_mode():
-            while jobs := self._next():
-                self._run(jobs)
-                self._running = None
-                del jobs  # or an idle device would hold the last request's latents and pixels
+        try:
+            with self._enter(), torch.inference_mode():
+                while jobs := self._next():
+                    self._run_guarded(jobs)
+                    self._running = None
+                    del jobs  # or an idle device would hold the last request's latents and pixels
+        except BaseException:
+            logger.exception("the device's thread ends")
+        finally:
+            self._end()
+
+    def _run_guarded(self, jobs: Sequence[Job]) -> None:
+        """Run them; whatever else fails, fails these jobs and not the thread."""
+        try:
+            self._run(jobs)
+        except BaseException as error:
+            logger.exception("a job failed outside of its own work")
+            for job in jobs:
+                if not job.done.done():
+                    job.done.set_exception(_without_tensors(error))
+
+    def _end(self) -> None:
+        """Nothing will run any more: who waits is told so."""
+        with self._changed:
+            self._fault = self._fault or ENDED
+            waiting, self._waiting = self._waiting, deque()
+        for job in waiting:
+            if job.done.set_running_or_notify_cancel():
+                job.done.set_exception(being_replaced())
 
     def _next(self) -> list[Job]:
-        """The first job that is still wanted and those that may run with it; empty when closed."""
+        """The first job that is still wanted and those that may run with it; empty when closed, or of no use."""
         pause: float | None = PAUSE_S
-        while True:
+        while self._fault is None:
             with self._changed:
                 is_pause = not self._changed.wait_for(lambda: self._waiting or self._closed, pause)
                 while self._waiting:
@@ -139,20 +186,29 @@ class DeviceWorker:
                 if self._closed:
                     return []
             if is_pause:  # not under the lock: who submits work never waits for this
-                self._on_idle()
+                self._rest()
                 pause = None
+        return []
+
+    def _rest(self) -> None:
+        if (fault := self._probe()) is not None:
+            logger.error("the device is of no use any more: %s", fault)
+            self._fault = fault
+        try:
+            self._on_idle()
+        except Exception:
+            logger.exception("in a pause the device could not be tidied")
 
     def _batch_with(self, first: Job) -> list[Job]:
         """The jobs that wait and may run as one batch with the first."""
         others: list[Job] = []
         size, limit = len(first.batch), first.batch_limit
-        if first.batch_key is None or size >= limit:
+        if first.batch_key is None:
             return others
         left: deque[Job] = deque()
         while self._waiting:
             job = self._waiting.popleft()
-            fits = job.batch_key == first.batch_key and size + len(job.batch) <= min(limit, job.batch_limit)
-            if not fits:
+            if not _fits(job, first, size, limit):
                 left.append(job)
             elif _starts(job):
                 others.append(job)
@@ -161,6 +217,10 @@ class DeviceWorker:
         return others
 
     def _run(self, jobs: Sequence[Job]) -> None:
+        if self._fault is not None:  # found by another of their batch
+            for job in jobs:
+                job.done.set_exception(being_replaced())
+            return
         began = time.perf_counter()
         first, values = jobs[0], sum(job.batch.numel() for job in jobs)
         self._running = began, first.latency.predict(values)
@@ -171,23 +231,41 @@ class DeviceWorker:
             else:
                 output, note = (first.run_together or first.run)(torch.cat([job.batch for job in jobs]))
                 parts = torch.split(output, [len(job.batch) for job in jobs])
-        except BaseException as error:
-            if len(jobs) == 1:
-                first.done.set_exception(_without_tensors(error))
-                return
-            if not isinstance(error, RemoteVAEError):
-                logger.warning("a batch of %d failed (%s); its members run one by one", len(jobs), type(error).__name__)
+        except BaseException as raised:
+            error = _without_tensors(raised)
         else:
             first.latency.learn(values, time.perf_counter() - began)
             for job, part in zip(jobs, parts, strict=True):
-                try:
-                    job.done.set_result(Done(job.finish(part), note, began, time.perf_counter()))
-                except BaseException as error:
-                    job.done.set_exception(_without_tensors(error))
+                self._finish(job, part, note, began)
             return
-        # Only here is the error gone, and with it what the batch had on the device: it may have been out of memory.
+        # Only here are the error's frames gone, and with them what the batch had on the device: it may have been out of memory.
+        if len(jobs) == 1:
+            first.done.set_exception(self._judged(error))
+            return
+        if not isinstance(error, RemoteVAEError):
+            logger.warning("a batch of %d failed (%s); its members run one by one", len(jobs), type(error).__name__)
         for job in jobs:
             self._run([job])
+
+    def _finish(self, job: Job, part: torch.Tensor, note: Any, began: float) -> None:
+        try:
+            done = Done(job.finish(part), note, began, time.perf_counter())
+        except BaseException as raised:
+            error = _without_tensors(raised)
+        else:
+            job.done.set_result(done)
+            return
+        job.done.set_exception(self._judged(error))
+
+    def _judged(self, error: BaseException) -> BaseException:
+        """The error of a job, unless the device is to blame for it: a request's own fault is nothing against a replica."""
+        # A BadRequest from the device says that these latents make NaN: so does every latent where the weights are spoilt.
+        if self._fault is None and (isinstance(error, BadRequest) or not isinstance(error, RemoteVAEError)):
+            self._fault = self._probe()
+        if self._fault is None:
+            return error
+        logger.error("the device is of no use any more: %s", self._fault, exc_info=error)
+        return being_replaced()
 
 
 def _without_tensors(error: BaseException) -> BaseException:
@@ -209,10 +287,22 @@ class _Traceback(Exception):
 
 
 def _starts(job: Job) -> bool:
-    """Mark the job as running; False where it was cancelled, or its client has given up."""
+    """Mark the job as running; False where it was cancelled, or its client has given up, or nobody can tell."""
     if not job.done.set_running_or_notify_cancel():
         return False
-    if job.give_up is not None and time.perf_counter() > job.give_up:
-        job.done.set_exception(DeadlineExceeded("The request waited for the model longer than its client waits for it"))
+    try:
+        if job.give_up is None or time.perf_counter() <= job.give_up:
+            return True
+        error: Exception = DeadlineExceeded("The request waited for the model longer than its client waits for it")
+    except Exception as raised:
+        error = raised
+    job.done.set_exception(error)
+    return False
+
+
+def _fits(job: Job, first: Job, size: int, limit: int) -> bool:
+    """Whether the job may join a batch of that size; one that cannot be told apart from the others runs alone."""
+    try:
+        return size + len(job.batch) <= min(limit, job.batch_limit) and bool(job.batch_key == first.batch_key)
+    except Exception:
         return False
-    return True

@@ -29,6 +29,7 @@ from remote_vae_serve.engine.tiling import TilingPlan
 from remote_vae_serve.processing.latent_processor import Unpacked
 from remote_vae_serve.processing.preprocess import Prepared
 from remote_vae_serve.replica.device_worker import DeviceWorker, Job
+from remote_vae_serve.replica.health import being_replaced
 from remote_vae_serve.replica.latency import LatencyEstimator
 
 T = TypeVar("T")
@@ -47,14 +48,15 @@ class Pipeline:
     Args:
         engine: loaded.
         model: the name to sign results with.
+        probe: as for `DeviceWorker`.
     """
 
-    def __init__(self, engine: Engine, model: str) -> None:
+    def __init__(self, engine: Engine, model: str, probe: Callable[[], str | None] = lambda: None) -> None:
         self._engine = engine
         self._processor = engine.processor
         self._model = model
         self._unpackers = ThreadPoolExecutor(UNPACKERS, thread_name_prefix="unpack")
-        self._worker = DeviceWorker(engine.on_device, engine.on_idle)
+        self._worker = DeviceWorker(engine.on_device, engine.on_idle, probe)
         self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="write")
         self._decodes, self._encodes = LatencyEstimator(), LatencyEstimator()
         self._familiar: set[tuple[tuple[int, ...], int | None, int | None, Hints]] = set()
@@ -123,6 +125,17 @@ class Pipeline:
             own_s = self._encodes.predict(math.prod(request.image.shape))
         return self._worker.wait_s() > max(BUSY_S, BUSY_FACTOR * own_s)
 
+    def fault(self) -> str | None:
+        """Why nothing can be answered here any more; None where it can, however busy it is. Takes microseconds."""
+        if (fault := self._worker.fault) is not None:
+            return fault
+        for pool in (self._unpackers, self._writers):
+            try:
+                pool.submit(int)  # no pool says in public whether it still works
+            except RuntimeError as error:
+                return f"a pool of threads takes no work: {error}"
+        return None
+
     def close(self) -> None:
         self._worker.close()
         for pool in (self._unpackers, self._writers):
@@ -158,7 +171,12 @@ class Pipeline:
 
 
 async def _on(pool: ThreadPoolExecutor, run: Callable[..., T], *arguments: Any) -> T:
-    return await asyncio.get_running_loop().run_in_executor(pool, run, *arguments)
+    """What it returns, in a thread of the pool. Raises Unavailable where that takes no work any more."""
+    try:
+        running = asyncio.get_running_loop().run_in_executor(pool, run, *arguments)
+    except RuntimeError as error:
+        raise being_replaced() from error
+    return await running
 
 
 def _give_up(deadline_s: float | None, received: float) -> float | None:

@@ -138,27 +138,38 @@ class VAE:
         """Decode or encode one request that came by this replica's own HTTP side. Raises RemoteVAEError."""
         return await (await self._ready()).answer(request)
 
+    async def check_health(self) -> None:
+        """Serve asks every few seconds, and replaces a replica that raises three times in a row. One whose model could not be
+        loaded is well: the next would fail as it did, and nobody would hear why."""
+        fault = None if self._pipeline is None else self._pipeline.fault()
+        if fault is not None:
+            raise RuntimeError(f"{self._model} is to be replaced: {fault}")
+
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Serve asks for this method where a deployment has a `user_config`; ours is a notice for the ingress to read."""
 
     def _load(self) -> None:
         began, started = time.time(), time.monotonic()
+        from remote_vae_serve.replica.health import Probe
         from remote_vae_serve.replica.pipeline import Pipeline
 
         try:
             engine = build_engine(self._config, self._events.count)
             imported = time.monotonic()
             engine.load()
+            loaded = time.monotonic()
+            probe = Probe(engine)
         except RemoteVAEError as error:
             self._failure = ModelFailed(error.message, retry_after=self._config.retry_s)
             self._next_try = time.monotonic() + self._config.retry_s
             logger.error("%s cannot serve: %s", self._model, error.message)
             return
-        self._failure, self._engine, self._pipeline = None, engine, Pipeline(engine, self._model)
+        self._failure, self._engine, self._pipeline = None, engine, Pipeline(engine, self._model, probe.fault)
         self._startup = {
             "began": began,
             "imports_s": round(imported - started, 3),
-            "weights_s": round(time.monotonic() - imported, 3),
+            "weights_s": round(loaded - imported, 3),
+            "probe_s": round(time.monotonic() - loaded, 3),
         }
         logger.info("%s is ready on %s after %.1f s", self._model, engine.device, time.monotonic() - started)
 

@@ -23,6 +23,7 @@ from remote_vae.protocol.request import Request
 from remote_vae.protocol.wire import PROTOCOL, Result
 from remote_vae_serve.config import VAEConfig
 from remote_vae_serve.http.app import Answerer, create_model_app
+from remote_vae_serve.proxy import behind_tokens
 
 if TYPE_CHECKING:
     from remote_vae_serve.engine.base import Engine, Event
@@ -134,8 +135,8 @@ class VAE:
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Serve calls this after the constructor: the direct door, where the application has a path of its own."""
         config = self._config
-        return create_model_app(
-            self._model, SingleModel(self), config.max_body, config.deadline_s, config.has_connections
+        return behind_tokens(
+            create_model_app(self._model, SingleModel(self), config.max_body, config.deadline_s, config.has_connections)
         )
 
     async def answer(self, request: Request) -> Result:

@@ -16,8 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 TESTS = {
-    "ray": ["tests/unit/test_ray_internals.py", "tests/unit/test_startup_probe.py", "tests/serve/test_ray_contracts.py",
-            "tests/serve/test_ingress.py"],
+    "ray": ["tests/unit/test_ray_internals.py", "tests/unit/test_startup_probe.py", "tests/serve/test_ray_contracts.py"],
     "diffusers": ["tests/unit/test_engine.py", "tests/unit/test_families.py"],
 }  # fmt: skip
 EXTRAS = {"ray": "ray[serve]"}

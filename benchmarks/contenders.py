@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from benchmarks import bare_serve
-from remote_vae_serve.cli import HAPROXY as LAUNCHER_HAPROXY
+from remote_vae.ray_internals import FAST_VARIABLES
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -26,7 +26,7 @@ from local_server import LocalServer, free_port  # noqa: E402
 
 THREADS = 1
 """Of torch, for everybody: with more, on a machine of few cores, it is OpenMP's spinning against the client that is measured."""
-HAPROXY = LAUNCHER_HAPROXY | {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1"}
+HAPROXY = FAST_VARIABLES | {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1"}
 """As `remote-vae-serve run --haproxy` sets them, but for the last, which only lets it stop soon."""
 
 

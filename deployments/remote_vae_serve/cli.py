@@ -5,7 +5,6 @@ Exit codes: 0, 1 where something failed, 2 where the command or the configuratio
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shutil
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from remote_vae.ray_internals import FAST_VARIABLES, MIDDLEWARE_VARIABLE, haproxy_defaults
 from remote_vae_serve import proxy
 
 if TYPE_CHECKING:
@@ -24,19 +24,6 @@ if TYPE_CHECKING:
     from remote_vae_serve.serve_config import ServeConfig
 
 CONFIG = Path("serve_config.yaml")
-HAPROXY = {
-    "RAY_SERVE_ENABLE_HA_PROXY": "1",  # Serve's data plane in C
-    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "0",  # it takes 4 MiB at most, and is slow from 0.5 MB on
-    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",  # a line of log for each request, written some at a time
-    # The HTTP app on the loop that has the connection: else every piece of a body goes from thread to thread, and a reply for
-    # which nobody takes the pieces piles up between them (400 MiB took 1.7 times its size, now 1.0).
-    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-    "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "65536",  # latents and pictures are larger than the pages that 16 KiB are meant for
-    # An ingress or a replica that is asked to stop waits so long for HAProxy to forget it; its GPU is held meanwhile.
-    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "10",
-}
-"""HAProxy in front, and what goes well with it. Set on every node of a cluster."""
-HAPROXY_BALANCE = "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM"
 
 config_argument = click.argument("config", type=click.Path(path_type=Path), default=CONFIG)
 
@@ -80,7 +67,8 @@ def run(config: Path, haproxy: bool, tokens: tuple[str, ...], max_body_mib: floa
     """Check CONFIG (serve_config.yaml), then serve it until Ctrl-C or SIGTERM.
 
     Does what only environment variables can tell Serve (tokens, a size limit that holds before a body is read, JSON for
-    Serve's own errors), then becomes `serve run`.
+    Serve's own errors), then becomes `serve run`. Serve is asked whether it does so: with tokens that it would not enforce,
+    nothing is served, exit code 1.
 
     \b
     Example: REMOTE_VAE_TOKENS=s3cret remote-vae-serve run --haproxy
@@ -92,11 +80,11 @@ def run(config: Path, haproxy: bool, tokens: tuple[str, ...], max_body_mib: floa
     if any("," in token or not token.strip() for token in tokens):
         _fail("--token takes one token, without commas; repeat it for more", code=2)
     variables = {
-        proxy.CALLBACK: proxy.IMPORT_PATH,
+        MIDDLEWARE_VARIABLE: proxy.IMPORT_PATH,
         proxy.MAX_BODY_MIB: str(max_body_mib or checked.max_body_mib),
         **({proxy.TOKENS: ",".join(tokens)} if tokens else {}),
-        **(HAPROXY if haproxy else {}),
-        **(_haproxy_errors() if address == "local" else {}),
+        **(FAST_VARIABLES if haproxy else {}),
+        **(haproxy_defaults(proxy.haproxy_errors()) if address == "local" else {}),
     }
     try:
         settings = proxy.Settings.of(os.environ | variables)
@@ -111,8 +99,8 @@ def run(config: Path, haproxy: bool, tokens: tuple[str, ...], max_body_mib: floa
     if address == "local" and _in_use(checked.host, checked.port):
         _fail(f"{checked.host}:{checked.port} is in use, perhaps by another remote-vae; stop that one, or change "
               f"http_options.port in {config}")  # fmt: skip
-    # The very interpreter that runs this: `serve` need not be on the PATH.
-    command = [sys.executable, "-m", "ray.serve.scripts", "run", "--address", address, str(config)]
+    # A new interpreter, the very one that runs this: Ray reads these variables when it is imported, and here it is already.
+    command = [sys.executable, "-m", "remote_vae_serve.startup_probe", address, str(config)]
     os.execvpe(command[0], command, os.environ | variables)
 
 
@@ -230,20 +218,6 @@ def _in_use(host: str, port: int) -> bool:
             return True
     except OSError:
         return False
-
-
-def _haproxy_errors() -> dict[str, str]:
-    """The variable that has HAProxy, where it runs, answer in JSON for a process that died, which Serve has no setting for.
-
-    Serve writes this variable, as it is, as the last line of HAProxy's `defaults`, so that more lines can follow it there. Where
-    a Ray does not, nothing is set and HAProxy's texts stay.
-    """
-    ray = importlib.util.find_spec("ray")  # found, not imported: that takes seconds
-    folder = (ray.submodule_search_locations or [""])[0] if ray else ""
-    template = Path(folder, "serve", "_private", "haproxy_templates.py")
-    if not template.exists() or "\n    balance {{ config.balance_algorithm }}\nfrontend " not in template.read_text():
-        return {}
-    return {HAPROXY_BALANCE: "\n    ".join([os.environ.get(HAPROXY_BALANCE, "leastconn"), *proxy.haproxy_errors()])}
 
 
 def _template() -> Path:

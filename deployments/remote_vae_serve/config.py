@@ -11,6 +11,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator
 
 from remote_vae.errors import BadRequest
 from remote_vae.protocol.hints import Hints
+from remote_vae.ray_internals import OWN_THREAD_VARIABLE
 
 DType = Literal["auto", "float16", "bfloat16", "float32"]
 Device = Literal["auto", "cuda", "cpu"]
@@ -76,7 +77,7 @@ class DoorConfig(Arguments):
     @property
     def has_connections(self) -> bool:
         """Whether the process that answers has the clients' connections itself, as under `run --haproxy`, or Serve's proxy."""
-        return os.environ.get("RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD") == "0"
+        return os.environ.get(OWN_THREAD_VARIABLE) == "0"
 
 
 class IngressConfig(DoorConfig):

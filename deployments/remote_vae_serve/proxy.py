@@ -1,8 +1,9 @@
 """What runs inside Serve's HTTP proxy, and inside each replica that answers HTTP itself, before a body is buffered.
 
-Serve calls `middlewares` where RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names it, which `remote-vae-serve run` sees to. From
-the inside out: `JSONErrors`, the proxy's own texts as the contract's JSON; `SizeLimit`, a 413 before the body is read;
-`Tokens`, a 401. Plain ASGI: what a model answers passes through message by message. Knows no Ray and no torch.
+Serve calls `middlewares` where an environment variable names it (`ray_internals.MIDDLEWARE_VARIABLE`), which `remote-vae-serve
+run` sees to; `startup_probe` finds out whether Serve did. From the inside out: `JSONErrors`, the proxy's own texts as the
+contract's JSON; `SizeLimit`, a 413 before the body is read; `Tokens`, a 401. Plain ASGI: what a model answers passes through
+message by message. Knows no Ray and no torch.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import environ
 
+from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -41,10 +43,9 @@ from remote_vae_serve.config import IngressConfig
 logger = logging.getLogger("ray.serve")
 
 IMPORT_PATH = "remote_vae_serve.proxy:middlewares"
-CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 TOKENS = "REMOTE_VAE_TOKENS"
 MAX_BODY_MIB = "REMOTE_VAE_MAX_BODY_MIB"
-"""The environment variables: Serve's, which is set to IMPORT_PATH, and ours, which the proxy's processes read."""
+"""Environment variables of ours, which the proxy's processes read, and those of deployments."""
 
 OPEN = frozenset({"/health", "/health/", "/-/healthz"})
 """What probes read, without a token: our own, and Serve's, which HAProxy reads from every replica."""
@@ -103,6 +104,18 @@ def middlewares() -> list[Middleware]:
     settings = Settings.of(environ)
     layers = [Middleware(JSONErrors), Middleware(SizeLimit, settings)]
     return [*layers, Middleware(Tokens, settings)] if settings.tokens else layers
+
+
+def behind_tokens(app: ASGIApp) -> ASGIApp:
+    """A deployment's own app behind the same check of tokens once more: should Serve not call `middlewares`, or before that is
+    found out, a request without a token still gets a 401. Raises ValueError where the environment is wrong."""
+    settings = Settings.of(environ)
+    if not settings.tokens:
+        return app
+    if isinstance(app, Starlette):  # it stays one, whose routes Serve reads to label its metrics
+        app.add_middleware(Tokens, settings=settings)
+        return app
+    return Tokens(app, settings)
 
 
 def haproxy_errors() -> list[str]:

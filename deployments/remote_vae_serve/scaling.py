@@ -11,11 +11,13 @@ import logging
 import time
 from typing import Any
 
-from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 from ray.serve.autoscaling_policy import replica_queue_length_autoscaling_policy
 from ray.serve.config import AutoscalingContext
 
+from remote_vae.ray_internals import key_value_store
+
 logger = logging.getLogger("ray.serve")
+_get, _put = key_value_store()  # Ray's own functions: what is shipped by value must not ask for a module of ours
 
 IDLE_S = 900.0
 ASKED_FOR_S = 6.0
@@ -55,12 +57,12 @@ class YieldWhenIdle:
 
 def ask_to_yield(application: str) -> None:
     """Ask a model to give up its last replica if it is idle."""
-    _internal_kv_put(_key(application), str(time.time()).encode(), overwrite=True)
+    _put(_key(application), str(time.time()).encode(), overwrite=True)
 
 
 def asked_to_yield(application: str) -> bool:
     """Whether somebody asked within the last seconds."""
-    asked = _internal_kv_get(_key(application))
+    asked = _get(_key(application))
     return bool(asked) and time.time() - float(asked) < ASKED_FOR_S
 
 

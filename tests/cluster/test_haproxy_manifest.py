@@ -13,7 +13,8 @@ from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import ServeDeploySchema
 from test_manifests import MANIFEST, SOURCE, by_name, crd, generate
 
-from remote_vae_serve import cli, proxy
+from remote_vae import ray_internals
+from remote_vae_serve import proxy
 from remote_vae_serve.app import vae
 from remote_vae_serve.config import IngressConfig, VAEConfig
 
@@ -55,7 +56,11 @@ def made_of(source: str) -> dict[str, Any]:
 
 
 def test_every_ray_container_has_what_the_launcher_sets() -> None:
-    launcher = cli.HAPROXY | cli._haproxy_errors() | {proxy.CALLBACK: proxy.IMPORT_PATH}
+    launcher = (
+        ray_internals.FAST_VARIABLES
+        | ray_internals.haproxy_defaults(proxy.haproxy_errors())
+        | {ray_internals.MIDDLEWARE_VARIABLE: proxy.IMPORT_PATH}
+    )
     limit = {proxy.MAX_BODY_MIB: str(by_name(SOURCE)["remote-vae"]["args"]["max_body_mib"])}
     for container, before in zip(containers(WITH_HAPROXY), containers(MANIFEST), strict=True):
         added = container["env"][len(before.get("env", [])) :]

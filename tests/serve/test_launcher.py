@@ -78,6 +78,11 @@ def test_a_latent_becomes_a_picture_with_a_token_in_either_form(server: LocalSer
         assert (answer.status_code, answer.headers["content-type"]) == (200, "image/jpeg"), answer.text
 
 
+def test_the_proxy_was_asked_for_its_middleware_before_anything_was_deployed(server: LocalServer) -> None:
+    log = server.log.read_text(errors="replace")
+    assert 0 < log.find("Tokens and size limit are in place: SERVE_PROXY") < log.find("Submitted deploy config")
+
+
 def test_without_a_token_nothing_but_health_answers(server: LocalServer) -> None:
     assert requests.get(f"{server.url}/health", timeout=10).json()["status"] == "ok"
     for headers in ({}, {"authorization": "Bearer wrong"}):

@@ -168,6 +168,18 @@ def test_before_there_is_an_application_a_404_comes(mode: Mode) -> None:
             assert_text(answer, 404, "Path '/fake' not found", errors.UnknownRoute)
 
 
+def test_whoever_answers_http_was_asked_for_our_middleware(mode: Mode) -> None:
+    """Replicas behind HAProxy, too: those of the ingress and of each application with a path."""
+    log = mode.server.log.read_text(errors="replace")
+    names = {
+        "plain": (),
+        "launcher": ("SERVE_PROXY",),
+        "haproxy": ("fallback proxy", "SERVE_REPLICA::remote-vae#Ingress"),
+    }
+    for name in names[mode.name]:
+        assert f"Tokens and size limit are in place: {name}" in log
+
+
 def test_serves_own_pages_are_its_own_in_every_mode(mode: Mode) -> None:
     assert mode.ask("/-/healthz").body == b"success"
     assert mode.ask("/-/routes").headers["content-type"] == "application/json"

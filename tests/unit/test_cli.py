@@ -13,7 +13,8 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from remote_vae_serve.cli import HAPROXY_BALANCE, main
+from remote_vae.ray_internals import BALANCE_VARIABLE
+from remote_vae_serve.cli import main
 from remote_vae_serve.config import VAEConfig
 from remote_vae_serve.families import table
 from remote_vae_serve.proxy import haproxy_errors
@@ -280,9 +281,9 @@ def started(here: Path, monkeypatch: pytest.MonkeyPatch) -> list[Config]:
 
 def test_run_has_haproxy_answer_in_json_after_the_operators_own_algorithm(started: list[Config]) -> None:
     for algorithm in ("leastconn", "roundrobin"):
-        chosen = {HAPROXY_BALANCE: algorithm} if algorithm != "leastconn" else {}
+        chosen = {BALANCE_VARIABLE: algorithm} if algorithm != "leastconn" else {}
         assert command("run", "--haproxy", **chosen).exit_code == 0
-        written = started.pop()[HAPROXY_BALANCE].splitlines()
+        written = started.pop()[BALANCE_VARIABLE].splitlines()
         assert written[0] == algorithm
         assert [line.strip() for line in written[1:]] == haproxy_errors()
 
@@ -300,4 +301,4 @@ def test_run_leaves_haproxy_alone_where_serve_writes_its_configuration_otherwise
         assert command("run", "--fast").exit_code == 0  # the flag's former name
         environment = started.pop()
         assert environment["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
-        assert HAPROXY_BALANCE not in environment
+        assert BALANCE_VARIABLE not in environment

@@ -1,4 +1,5 @@
-"""The in-cluster door: requests through a Ray Serve deployment handle. The only file of the client that knows Ray.
+"""The in-cluster door: requests through a Ray Serve deployment handle. The client's one door to Ray, beside
+`ray_internals`.
 
 Tensors cross as numpy views inside a tuple of plain values (12 ms at 50 MB, where a pickled torch tensor takes 174), by
 reference through the object store, never over Serve's gRPC handles, which stop at 4 MiB.
@@ -14,6 +15,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
+from remote_vae import ray_internals
 from remote_vae.errors import (
     BlockingCall,
     InternalError,
@@ -43,7 +45,7 @@ class HandleTransport(Transport):
     """
 
     def __init__(self, handle: Any, retry_policy: RetryPolicy = DEFAULT_POLICY) -> None:
-        self._handle = handle.options(_by_reference=True)
+        self._handle = ray_internals.by_reference(handle)
         self.retry_policy = replace(retry_policy, timeout=retry_policy.answer_s)
 
     @classmethod
@@ -81,10 +83,10 @@ class HandleTransport(Transport):
 
     def send_ref(self, request: Request) -> Any:
         """As `send_one`, but the ObjectRef of the plain result: it can be handed on without a copy through this process."""
-        return self._wait(lambda: self._call(request), _reference, self.retry_policy.answer_s)
+        return self._wait(lambda: self._call(request), ray_internals.reference_of, self.retry_policy.answer_s)
 
     async def send_ref_async(self, request: Request) -> Any:
-        return await _await(self._call(request)._to_object_ref(), self.retry_policy.answer_s)
+        return await _await(ray_internals.reference_of_async(self._call(request)), self.retry_policy.answer_s)
 
     def describe(self, wake: bool = False) -> dict[str, Any]:
         """By a replica, always; `wake` has one whose model failed to load try again."""
@@ -130,10 +132,6 @@ class HandleTransport(Transport):
 
 def _result(response: Any, timeout_s: float | None) -> Any:
     return response.result(timeout_s=timeout_s)
-
-
-def _reference(response: Any, timeout_s: float | None) -> Any:
-    return response._to_object_ref_sync(_timeout_s=timeout_s)
 
 
 async def _await(response: Awaitable[T], timeout_s: float | None) -> T:

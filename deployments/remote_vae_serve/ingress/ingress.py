@@ -7,7 +7,7 @@ import asyncio
 from functools import partial
 from typing import Any
 
-from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 from remote_vae.errors import ModelFailed, ModelStarting
 from remote_vae.protocol.request import Request
@@ -16,6 +16,7 @@ from remote_vae.transports.handle import HandleTransport
 from remote_vae_serve.config import IngressConfig
 from remote_vae_serve.http.app import Answerer, create_app
 from remote_vae_serve.ingress.model_registry import ModelRegistry
+from remote_vae_serve.proxy import behind_tokens
 
 PLACEMENT_WAIT_S = 14.0  # a client hears within 20 s that nobody can place its model
 WATCH_S = 1.0
@@ -28,10 +29,11 @@ class Ingress:
         self._config = config
         self._registry = ModelRegistry(config.models)
 
-    def __serve_build_asgi_app__(self) -> Starlette:
+    def __serve_build_asgi_app__(self) -> ASGIApp:
         """Serve calls this after the constructor and serves what it returns."""
         config = self._config
-        return create_app(self, config.max_body, config.request_timeout_s, config.hosts, config.has_connections)
+        app = create_app(self, config.max_body, config.request_timeout_s, config.hosts, config.has_connections)
+        return behind_tokens(app)
 
     def find(self, name: str) -> Answerer:
         """The way to a model. Raises UnknownModel, ModelFailed or ModelStarting."""

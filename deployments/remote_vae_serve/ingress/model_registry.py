@@ -19,6 +19,7 @@ from ray.serve.exceptions import RayServeException
 
 from remote_vae.errors import UnknownModel
 from remote_vae.protocol.wire import PROTOCOL
+from remote_vae.ray_internals import serve_details
 from remote_vae.transports.handle import HandleTransport
 from remote_vae.transports.retry import RetryPolicy
 from remote_vae_serve.http.app import RESERVED
@@ -114,10 +115,7 @@ class ModelRegistry:
 
     def refresh(self) -> None:
         """Read Serve's state once."""
-        from ray.serve.context import _get_global_client
-
-        # serve.status() leaves out user_config, replica ids and where replicas are.
-        details = _get_global_client().get_serve_details()
+        details = serve_details()
         self._news += 1
         applications = details["applications"]
         waiting = shortages(applications, ray.cluster_resources(), ray.available_resources())

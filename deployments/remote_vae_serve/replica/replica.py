@@ -130,9 +130,10 @@ class VAE:
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Serve calls this after the constructor: the direct door, where the application has a path of its own."""
         config = self._config
-        return create_model_app(
+        app = create_model_app(
             self._model, SingleModel(self), config.max_body, config.request_timeout_s, config.has_connections
         )
+        return behind_tokens(app)
 
     async def answer(self, request: Request) -> Result:
         """Decode or encode one request that came by this replica's own HTTP side. Raises RemoteVAEError."""

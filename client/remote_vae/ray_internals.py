@@ -1,0 +1,165 @@
+"""Adapter to Ray's private API: every name of Ray and Ray Serve that Ray does not promise to keep, and what breaks without it.
+
+In the client's package because the server imports the client and never the other way round, and `transports.handle` leans on
+three of these. The client installs without Ray, so every import of it is inside a function. tests/unit/test_ray_internals.py
+asks the installed Ray for each, and holds that no other file that is shipped names one. A new Ray is tried by those tests first.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MIDDLEWARE_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+"""Environment variable: import path of the function that gives Serve's proxy, and each replica that answers HTTP itself, its
+ASGI middleware. Serve ignores a variable it does not know: were this one renamed, the size limit would be gone without a word,
+and tokens too but for `proxy.behind_tokens` and `startup_probe`."""
+
+OWN_THREAD_VARIABLE = "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD"
+"""Environment variable: "0" runs a deployment's code on the loop that answers HTTP. Our HTTP side reads it as well, to learn
+whether the connections are its own. Were it renamed, a large reply that nobody takes would pile up in the replica's memory."""
+
+FAST_VARIABLES = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",  # Serve's data plane in C
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "0",  # it takes 4 MiB at most, and is slow from 0.5 MB on
+    "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",  # a line of log for each request, written some at a time
+    # The HTTP app on the loop that has the connection: else every piece of a body goes from thread to thread, and a reply for
+    # which nobody takes the pieces piles up between them (400 MiB took 1.7 times its size, now 1.0).
+    OWN_THREAD_VARIABLE: "0",
+    "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "65536",  # latents and pictures are larger than the pages that 16 KiB are meant for
+    # An ingress or a replica that is asked to stop waits so long for HAProxy to forget it; its GPU is held meanwhile.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "10",
+}
+"""Environment variables: HAProxy in front, and what goes well with it. Set on every node of a cluster. Serve ignores one that it
+does not know: without the first, `--fast` is the proxy in Python; without any other, a setting is back at its default."""
+
+BALANCE_VARIABLE = "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM"
+"""Environment variable: HAProxy's `balance`, which carries our lines of its configuration too; see `haproxy_defaults`."""
+
+BUILD_ASGI_APP = "__serve_build_asgi_app__"
+"""Name of the method of a deployment's class that builds its ASGI app once its constructor has run; ray.llm leans on it too. If
+Serve stopped calling it, `serve.ingress()` would refuse the class: no HTTP at all. A class has to spell it; tests hold that."""
+
+
+@dataclass(frozen=True)
+class HTTPTarget:
+    """A process of Serve's that answers HTTP: where it listens, and whether it is a proxy or a replica."""
+
+    host: str
+    port: int
+    name: str
+
+
+def by_reference(handle: Any) -> Any:
+    """A deployment handle that calls actors, with arguments by the object store, whatever RAY_SERVE_USE_GRPC_BY_DEFAULT says.
+
+    `_by_reference` is an option of `DeploymentHandle.options`. Without it: a TypeError at the first use of a handle; where gRPC
+    became the default besides, requests above 4 MiB would fail.
+    """
+    return handle.options(_by_reference=True)
+
+
+def reference_of(response: Any, timeout_s: float | None) -> Any:
+    """The ObjectRef behind a DeploymentResponse, waited for at most so long. Without it: an AttributeError where a reference is
+    asked for."""
+    return response._to_object_ref_sync(_timeout_s=timeout_s)
+
+
+async def reference_of_async(response: Any) -> Any:
+    """The ObjectRef behind a DeploymentResponse. Without it: an AttributeError where a reference is awaited."""
+    return await response._to_object_ref()
+
+
+def serve_details() -> Mapping[str, Any]:
+    """Serve's whole state as plain values: applications, deployments, replicas, as `GET /api/serve/applications/` has it.
+
+    `serve.status()` leaves out user_config, replica ids and where replicas are. Without it, or with other keys in it: the
+    ingress knows no model, every request is a 404.
+    """
+    from ray.serve.context import _get_global_client
+
+    details: Mapping[str, Any] = _get_global_client().get_serve_details()
+    return details
+
+
+def http_targets() -> Sequence[HTTPTarget]:
+    """The processes that answer HTTP in Python: Serve's proxies; under HAProxy the replicas behind it that have a path, and the
+    fallback proxy of this machine.
+
+    Of the controller, since Serve's details name HAProxy alone. Without it, the probe at the start cannot find whom to ask and
+    `remote-vae-serve run` refuses to serve with tokens.
+    """
+    import ray
+    from ray.serve._private.constants import RAY_SERVE_ENABLE_HA_PROXY, RAY_SERVE_FALLBACK_PROXY_HTTP_PORT
+    from ray.serve.context import _get_global_client
+
+    groups = ray.get(_get_global_client()._controller.get_target_groups.remote(from_proxy_manager=True))
+    found = {
+        HTTPTarget(target.ip, target.port, target.name)
+        for group in groups
+        if group.protocol.value.lower().startswith("http")
+        for target in group.targets
+    }
+    if RAY_SERVE_ENABLE_HA_PROXY:
+        found.add(HTTPTarget("127.0.0.1", RAY_SERVE_FALLBACK_PROXY_HTTP_PORT, "fallback proxy"))
+    return sorted(found, key=lambda target: (target.name, target.host, target.port))
+
+
+def key_value_store() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """`get(key)` and `put(key, value, overwrite=True)` of Ray's internal key-value store, one for all processes of a cluster.
+
+    Ray's own functions, to be kept under a name of the caller's: the autoscaling policy is shipped by value into Serve's
+    controller, which can import Ray and perhaps nothing of ours. Without them: an ImportError in Serve's controller, every
+    application with that policy fails to deploy.
+    """
+    from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
+
+    return _internal_kv_get, _internal_kv_put
+
+
+def haproxy_defaults(lines: Sequence[str]) -> dict[str, str]:
+    """Environment with which Serve writes those lines into HAProxy's `defaults`, for which it has no setting.
+
+    Serve writes BALANCE_VARIABLE, as it is, as the last line of that section, so that more lines can follow it there. Where a
+    Ray does not, nothing is set and HAProxy's own 502, 503 and 504 stay text.
+    """
+    ray = importlib.util.find_spec("ray")  # found, not imported: that takes seconds
+    folder = (ray.submodule_search_locations or [""])[0] if ray else ""
+    template = Path(folder, "serve", "_private", "haproxy_templates.py")
+    if not template.exists() or "\n    balance {{ config.balance_algorithm }}\nfrontend " not in template.read_text():
+        return {}
+    return {BALANCE_VARIABLE: "\n    ".join([os.environ.get(BALANCE_VARIABLE, "leastconn"), *lines])}
+
+
+def start_serve(address: str, config: Any) -> None:
+    """Start Ray and Serve as `serve run` does, without an application yet; what is started already stays as it is.
+
+    Args:
+        address: of a Ray; `local` starts one.
+        config: a ServeDeploySchema.
+
+    The namespace is Serve's own: it is what `serve run` gives. Without it: the launcher fails.
+    """
+    import ray
+    from ray import serve
+    from ray.serve._private.constants import SERVE_NAMESPACE
+
+    ray.init(address=address, namespace=SERVE_NAMESPACE)
+    serve.start(
+        proxy_location=config.proxy_location,
+        http_options=config.http_options.model_dump(),
+        grpc_options=config.grpc_options.model_dump(),
+        controller_options=config.controller_options,
+    )
+
+
+def serve_run(config: str) -> None:
+    """Deploy the applications of a file to the Serve that runs: `serve run --non-blocking`. Without it: the launcher fails."""
+    from ray.serve.scripts import run
+
+    arguments = ["--non-blocking", "--address", "auto", config]  # `auto` is the Ray that this process has joined
+    run.main(arguments, prog_name="serve run", standalone_mode=False)

@@ -1,0 +1,183 @@
+"""Startup probe: `serve run`, after every process that answers HTTP was asked whether it has our middleware (`proxy`) in front.
+
+`python -m remote_vae_serve.startup_probe ADDRESS CONFIG` is what `remote-vae-serve run` becomes. Serve is told of the
+middleware by an environment variable, and ignores one that it does not know: under a Ray that renamed it, or on a node without
+it, everybody would be served. Serve's proxies are asked before there is an application; the replicas behind HAProxy, which
+have HTTP only with one, as soon as they listen: until then `proxy.behind_tokens` holds. With tokens set, one process without
+the middleware stops the server, exit code 1.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import ssl
+import sys
+import time
+from dataclasses import dataclass, field
+from os import environ
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from remote_vae.ray_internals import MIDDLEWARE_VARIABLE, HTTPTarget, http_targets, serve_run, start_serve
+from remote_vae_serve.proxy import TOKENS, Settings
+
+PATH = "/-/routes"
+"""Answered by Serve itself, never by an application: only what is in front of Serve can refuse it."""
+ANNOUNCED = 2**62
+"""Bytes of a body that nobody sends; SizeLimit refuses it by its length alone."""
+WILDCARDS = ("0.0.0.0", "::", "")
+INTERVAL_S = 1.0
+PATIENCE_S = 30.0
+ANSWER_S = 5.0
+
+
+class MiddlewareMissing(Exception):
+    """A process answers HTTP without our middleware, or nobody can tell whether it has it. The text is for the operator."""
+
+
+@dataclass
+class Probe:
+    """Asks each process once.
+
+    Attributes:
+        host: what the processes listen on.
+        tls: whether they speak TLS.
+        has_tokens: whether a request without a token must be refused.
+    """
+
+    host: str
+    tls: bool
+    has_tokens: bool
+    _passed: set[HTTPTarget] = field(default_factory=set)
+    _silent_since: dict[HTTPTarget, float] = field(default_factory=dict)
+
+    def ask(self) -> bool:
+        """Ask whoever was not asked yet; whether all that are there have answered. Raises MiddlewareMissing."""
+        found = set(http_targets())
+        self._passed &= found
+        self._silent_since = {target: since for target, since in self._silent_since.items() if target in found}
+        for target in found - self._passed:
+            host = target.host if self.host in WILDCARDS else self.host
+            try:
+                code = refusal(host, target.port, self.tls)
+            except OSError as error:
+                # A replica may be listed a moment before it listens, or after it is gone.
+                since = self._silent_since.setdefault(target, time.monotonic())
+                if time.monotonic() - since > PATIENCE_S:
+                    raise MiddlewareMissing(
+                        f"{target.name} at {host}:{target.port} cannot be asked: {error}"
+                    ) from error
+                continue
+            if code != ("unauthorized" if self.has_tokens else "body_too_large"):
+                raise MiddlewareMissing(
+                    f"{target.name} at {host}:{target.port} answers without remote-vae's middleware"
+                )
+            self._passed.add(target)
+            self._silent_since.pop(target, None)
+            print(f"Tokens and size limit are in place: {target.name}, {host}:{target.port}", flush=True)
+        return not self._silent_since
+
+
+def refusal(host: str, port: int, tls: bool = False) -> str:
+    """The error code of what is answered to a request without a token and with a body too large; "" for any other answer.
+
+    Raises OSError where nobody answers.
+    """
+    connection = (
+        http.client.HTTPSConnection(host, port, timeout=ANSWER_S, context=ssl._create_unverified_context())
+        if tls
+        else http.client.HTTPConnection(host, port, timeout=ANSWER_S)
+    )
+    try:
+        connection.putrequest("GET", PATH)
+        connection.putheader("content-length", str(ANNOUNCED))
+        connection.endheaders()
+        return str(json.loads(connection.getresponse().read())["code"])
+    except (http.client.HTTPException, ValueError, KeyError, TypeError):
+        return ""
+    finally:
+        connection.close()
+
+
+def main(address: str, path: str) -> None:
+    """Serve the configuration until Ctrl-C or SIGTERM. Exits with 1 where tokens are set and would not be asked for."""
+    import ray
+    from ray import serve
+    from ray.serve.schema import ServeDeploySchema
+
+    settings = Settings.of(environ)
+    config = ServeDeploySchema.model_validate(yaml.safe_load(Path(path).read_text()))
+    deployed = False
+    try:
+        start_serve(address, config)
+        probe = Probe(config.http_options.host, bool(config.http_options.ssl_certfile), bool(settings.tokens))
+        watching = _begin(probe)
+        serve_run(path)
+        deployed = True
+        while True:
+            time.sleep(INTERVAL_S)
+            watching = watching and _goes_on(probe)
+    except MiddlewareMissing as error:
+        if address == "local":
+            ray.shutdown()  # the whole Ray is ours: sooner gone than Serve, which lets its replicas finish
+        elif deployed:
+            serve.shutdown()
+        _refuse(error)
+    except KeyboardInterrupt:
+        serve.shutdown()
+
+
+def _begin(probe: Probe) -> bool:
+    """Ask the proxies. Whether to go on asking."""
+    try:
+        while not probe.ask():
+            time.sleep(0.1)
+    except MiddlewareMissing as error:
+        _warn_or_raise(probe, error)
+        return False
+    except Exception as error:  # Ray changed, and no longer says who answers HTTP
+        _warn_or_raise(probe, MiddlewareMissing(f"Who answers HTTP cannot be found out: {error!r}"))
+        return False
+    return True
+
+
+def _goes_on(probe: Probe) -> bool:
+    """Ask those who came since. Whether to go on asking."""
+    try:
+        probe.ask()
+    except MiddlewareMissing as error:
+        _warn_or_raise(probe, error)
+        return False
+    except Exception:  # the controller restarts now and then, which is no reason to stop what serves
+        return True
+    return True
+
+
+def _warn_or_raise(probe: Probe, error: MiddlewareMissing) -> None:
+    if probe.has_tokens:
+        raise error
+    print(f"{error}: bodies over the limit are read before they are refused, and Serve's own errors are text. "
+          f"{_advice()}", file=sys.stderr, flush=True)  # fmt: skip
+
+
+def _refuse(error: MiddlewareMissing) -> NoReturn:
+    print(f"{error}, so {TOKENS} would not be enforced; nothing is served. {_advice()}", file=sys.stderr, flush=True)
+    sys.exit(1)
+
+
+def _advice() -> str:
+    import ray
+
+    return (
+        f"Ray {ray.__version__} on each node must know {MIDDLEWARE_VARIABLE}, and have it and {TOKENS} in its environment: "
+        "install the ray that remote-vae's pyproject.toml allows and restart the nodes, or check tokens in a proxy of your own "
+        f"and unset {TOKENS}"
+    )
+
+
+if __name__ == "__main__":
+    arguments: list[Any] = sys.argv[1:]
+    main(*arguments)

@@ -1,5 +1,5 @@
-"""`MallocCache`: what glibc's malloc has freed is kept for the next operation like it, on a CPU, and given back before another and
-in a pause.
+"""`MallocCache`: what glibc's malloc has freed is kept for the next operation like it, on a CPU; it is given back before another
+and in a pause.
 
 glibc hands large blocks back to the kernel as soon as they are freed, and the kernel clears each page again when it is next
 touched: 12 GB in a 512x512 decode of Stable Diffusion's VAE. What that costs: python -m benchmarks.kept_memory.

@@ -99,6 +99,13 @@ def test_what_holds_no_floats_is_refused(data: bytes) -> None:
         parse(data)
 
 
+def test_a_file_that_was_cut_off_is_called_that() -> None:
+    whole = save({"z": Z})
+    for data in (whole[:-1], whole[: -Z.nbytes // 2]):
+        with pytest.raises(UnreadableTensor, match="is a safetensors that was cut off"):
+            parse(data)
+
+
 class Mischief:
     """What a pickle can do to who reads it."""
 

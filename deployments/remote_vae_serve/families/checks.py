@@ -1,4 +1,7 @@
-"""What a family's decoder cannot take, or would spoil without a word: said before it is tried. Each raises BadRequest."""
+"""Checks of latents against a family's decoder: what it cannot take, or would spoil without a word, is refused before it runs.
+
+Each takes latents `[B, C, (T,) h, w]` (or tokens `[B, N, C]`), the latent space and the request's hints; each raises
+BadRequest."""
 
 from __future__ import annotations
 
@@ -14,11 +17,11 @@ Check = Callable[[torch.Tensor, LatentNumbers, RequestHints], None]
 
 
 def check_nothing(latents: torch.Tensor, space: LatentNumbers, hints: RequestHints) -> None:
-    pass
+    """The check of decoders that take whatever the layout lets through."""
 
 
 def check_fours(latents: torch.Tensor, space: LatentNumbers, hints: RequestHints) -> None:
-    """VidTok's decoders that are not causal take frames four at a time, and drop what is left, silently."""
+    """Latent frames in multiples of 4: VidTok's decoders that are not causal drop the rest, silently."""
     if not space.option("is_causal") and latents.shape[2] % 4:
         raise BadRequest(
             f"The latents have {latents.shape[2]} frames; this {space.class_name}, which is not causal, takes multiples of 4",
@@ -27,11 +30,13 @@ def check_fours(latents: torch.Tensor, space: LatentNumbers, hints: RequestHints
 
 
 def check_timestep(latents: torch.Tensor, space: LatentNumbers, hints: RequestHints) -> None:
+    """The hint `decode_timestep`, where the decoder has timestep conditioning."""
     if space.option("timestep_conditioning"):
         timestep_of(space, hints)
 
 
 def timestep_of(space: LatentNumbers, hints: RequestHints) -> float:
+    """The hint `decode_timestep`, 0 to 1. Raises BadRequest where there is none."""
     if hints.decode_timestep is None:
         raise BadRequest(
             f"This {space.class_name} is told how noisy its latents are: send decode_timestep (LTXPipeline's default is 0.0; the "
@@ -42,7 +47,7 @@ def timestep_of(space: LatentNumbers, hints: RequestHints) -> float:
 
 
 def check_square(latents: torch.Tensor, space: LatentNumbers, hints: RequestHints) -> None:
-    """RAE takes one form or the other, by its config, and of a grid a square."""
+    """Tokens or a square grid, whichever RAE's config says (`reshape_to_2d`)."""
     as_tokens = space.option("reshape_to_2d") is False
     if as_tokens != (latents.ndim == 3):
         expected = f"[B, N, {space.channels}]" if as_tokens else f"[B, {space.channels}, h, w]"
@@ -58,7 +63,7 @@ def check_square(latents: torch.Tensor, space: LatentNumbers, hints: RequestHint
 
 
 def check_clip(latents: torch.Tensor, space: LatentNumbers, hints: RequestHints) -> None:
-    """Of a video that is shorter than one clip MiniMax-H3 makes nothing."""
+    """Latent frames of one clip at least: of a shorter video MiniMax-H3 makes nothing."""
     clip, dropped = space.option("clip_length"), space.option("token_drop")
     least = -(-clip // (space.temporal_ratio or 1)) - dropped + 1 if dropped else 1
     if latents.shape[2] < least:
@@ -69,7 +74,8 @@ def check_clip(latents: torch.Tensor, space: LatentNumbers, hints: RequestHints)
 
 
 def check_neighbours(latents: torch.Tensor, space: LatentNumbers, hints: RequestHints) -> None:
-    """Attention to neighbours takes no grid smaller than the neighbourhood, at the first stage nor at the last."""
+    """Frames, rows and columns for neighbourhood attention: it takes no grid smaller than its kernel, at the first stage nor
+    at the last."""
     (first, *_), last = space.option("decoder_stage_kernels"), space.option("decoder_stage5_kernel")
     growth = space.ratio // space.option("patch_size")
     frames = 1 + -(-(last[0] - 1) // (space.temporal_ratio or 1))
@@ -87,7 +93,7 @@ ALLEGRO_FRAMES, ALLEGRO_OVERLAPS = 24, (8, 120, 80)
 
 
 def check_covered(latents: torch.Tensor, space: LatentNumbers, hints: RequestHints) -> None:
-    """What no tile of Allegro's covers stays black, and nobody is told."""
+    """Latents that Allegro's fixed tiles cover: what none covers stays black, silently."""
     size, frames = space.option("sample_size"), space.temporal_ratio or 1
     ratios = frames, space.ratio, space.ratio
     kernel = tuple(edge // ratio for edge, ratio in zip((ALLEGRO_FRAMES, size, size), ratios, strict=True))
@@ -97,7 +103,7 @@ def check_covered(latents: torch.Tensor, space: LatentNumbers, hints: RequestHin
 
 
 def check_edge(beginning: str, edge: int, tile: int, stride: int) -> None:
-    """Raises BadRequest where tiles do not end where the edge does. Its own sizes need no stride that makes sense."""
+    """An edge that tiles of this size and stride cover to its end, in latents or pixels. Of one tile any stride will do."""
     if edge == tile or (edge > tile and stride > 0 and (edge - tile) % stride == 0):
         return
     more = f", {tile + stride}, {tile + 2 * stride}, ..." if stride > 0 else ""

@@ -1,5 +1,5 @@
-"""Where a model's numbers stand: the ratio of pixels to latents, channels and frames, in its config or in the model itself; and
-statistics that lie in its buffers."""
+"""Readers of a model's config: spatial and temporal compression ratio and latent channels, of config.json or of the model itself;
+and latents_mean and latents_std that lie in its buffers, as tensors `[C]`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from remote_vae_serve.families.latent_numbers import LatentNumbers
 
 
 def halvings(*names: str) -> Any:
-    """2 for each level after the first, of whichever of these entries a config has."""
+    """A reader of a compression ratio: 2 for each level after the first, of the first of these config entries that there is."""
 
     def number(config: Config, model: Any) -> int:
         levels = next(config[name] for name in names if config.get(name))
@@ -23,11 +23,13 @@ def halvings(*names: str) -> Any:
 
 
 def entry(name: str) -> Any:
+    """A reader of a config entry, as an int."""
     return lambda config, model: int(config[name])
 
 
 def said_by_model(name: str) -> Any:
-    """What a model computes goes before its config. Asked for what only the config has, a model warns, so it is not asked."""
+    """A reader of a model's property, else of its config entry. Asked for what only the config has, a model warns: it is not
+    asked."""
 
     def number(config: Config, model: Any) -> int:
         return int(config[name] if getattr_static(model, name, None) is None else getattr(model, name))
@@ -40,21 +42,25 @@ Z_DIM, Z_CHANNELS = entry("z_dim"), entry("z_channels")
 
 
 def ratio_of_tiny(config: Config, model: Any) -> int:
+    """Pixels along an edge for each latent of AutoencoderTiny."""
     return int(config["upsampling_scaling_factor"] ** (len(config["decoder_block_out_channels"]) - 1))
 
 
 def ratio_if_known(config: Config, model: Any) -> int:
+    """Pixels along an edge for each latent of a class without a row; 8 where nothing says so."""
     if "block_out_channels" in config:
         return int(2 ** (len(config["block_out_channels"]) - 1))
     return int(getattr(model, "spatial_compression_ratio", 8))
 
 
 def ratio_of_rae(config: Config, model: Any) -> int:
+    """Pixels along an edge for each latent of RAE, whose encoder sees a picture of another size than its decoder makes."""
     side = config["encoder_input_size"] // config["encoder_patch_size"]
     return int(config["image_size"] // side)
 
 
 def frames_of_wan(config: Config, model: Any) -> int:
+    """Frames for each latent frame of Wan; 4 where its config does not say."""
     return int(config.get("scale_factor_temporal") or 4)
 
 
@@ -62,9 +68,11 @@ OF_BLOCKS = halvings("block_out_channels")
 
 
 def buffers(model: Any, space: LatentNumbers) -> tuple[torch.Tensor, torch.Tensor]:
+    """latents_mean and latents_std of a loaded model's buffers, float32."""
     return model.latents_mean.float(), model.latents_std.float()
 
 
 def batch_norm(model: Any, space: LatentNumbers) -> tuple[torch.Tensor, torch.Tensor]:
-    """The deviation as the pipelines compute it of the variance."""
+    """Running mean and standard deviation of a loaded model's batch norm, the latter as the pipelines compute it of the
+    variance."""
     return model.bn.running_mean, torch.sqrt(model.bn.running_var + space.option("batch_norm_eps"))

@@ -1,6 +1,9 @@
-"""How a family's module is called, where that is more than `decode(latents)` or `encode(pixels)`.
+"""Decode and encode functions of the families: how a diffusers autoencoder is called, where its `decode` or `encode` alone
+will not do.
 
-Each takes the module, what goes in, the latent space and what the request says; `[B, C, (T,) h, w]` goes in and pixels come out.
+Each decode takes the module, denormalized latents `[B, C, (T,) h, w]` in the module's dtype and on its device, the latent
+space and the request's hints, and returns pixels `[B, C, (T,) H, W]` in the range of the family's `PixelRange`. Each encode
+takes pixels `[B, C, (T,) H, W]` and returns a distribution or latents.
 """
 
 from __future__ import annotations
@@ -16,18 +19,19 @@ from remote_vae_serve.families.latent_numbers import LatentNumbers
 from remote_vae_serve.families.layouts import RequestHints
 
 Decode = Callable[[Any, torch.Tensor, LatentNumbers, RequestHints], torch.Tensor]
-"""Of latents as the decoder takes them, before they are near a device. Raises BadRequest."""
+"""Module, latents, latent space and hints to pixels; see above. Raises BadRequest for a hint that is missing."""
 Encode = Callable[[Any, torch.Tensor], Any]
 """What an encoder gives of pixels: an object with `parameters`, `sample` and `mode`, or latents."""
 
 
 def decode(model: Any, latents: torch.Tensor, space: LatentNumbers, hints: RequestHints) -> torch.Tensor:
+    """`vae.decode(latents).sample`."""
     made: torch.Tensor = model.decode(latents, return_dict=False)[0]
     return made
 
 
 def decode_to_tensor(model: Any, latents: torch.Tensor, space: LatentNumbers, hints: RequestHints) -> torch.Tensor:
-    """VidTok has no `return_dict`."""
+    """`vae.decode(latents)` that returns a tensor: VidTok has no `return_dict`."""
     made: torch.Tensor = model.decode(latents)
     return made
 
@@ -35,27 +39,29 @@ def decode_to_tensor(model: Any, latents: torch.Tensor, space: LatentNumbers, hi
 def decode_without_quantising(
     model: Any, latents: torch.Tensor, space: LatentNumbers, hints: RequestHints
 ) -> torch.Tensor:
+    """Decode latents of a model with a codebook (VQ) without quantization, unless the hint `force_not_quantize` is False."""
     as_they_are = hints.force_not_quantize is not False
     made: torch.Tensor = model.decode(latents, force_not_quantize=as_they_are, return_dict=False)[0]
     return made
 
 
 def decode_with_noise(model: Any, latents: torch.Tensor, space: LatentNumbers, hints: RequestHints) -> torch.Tensor:
-    """A decoder that denoises: of a seed it always draws the same."""
+    """Decode with a diffusion decoder, whose noise is drawn of the hint `seed`."""
     made: torch.Tensor = model.decode(latents, generator=generator_of(hints), return_dict=False)[0]
     return made
 
 
 def schedule_on_host(model: Any) -> None:
-    """Its steps are looked up in tables, by their numbers: few, and not on a device without values."""
+    """Keep a diffusion decoder's timesteps on the host: they are looked up in tables, by their numbers, which the meta device
+    lacks."""
     scheduler = model.decoder_scheduler
     set_timesteps = scheduler.set_timesteps
     scheduler.set_timesteps = lambda steps, device=None: set_timesteps(steps)
 
 
 def decode_at_a_time(model: Any, latents: torch.Tensor, space: LatentNumbers, hints: RequestHints) -> torch.Tensor:
-    """LTX Video from 0.9.1 on mixes noise into its latents and is told how much; 0.9.1 draws more of it, from torch's global
-    generator."""
+    """Decode with timestep conditioning: LTX Video from 0.9.1 on mixes noise into its latents by `decode_timestep` and
+    `decode_noise_scale`; 0.9.1 draws more of it, from torch's global generator. Raises BadRequest without a `decode_timestep`."""
     if not space.option("timestep_conditioning"):
         return decode(model, latents, space, hints)
     step = timestep_of(space, hints)
@@ -68,7 +74,8 @@ def decode_at_a_time(model: Any, latents: torch.Tensor, space: LatentNumbers, hi
 
 
 def decode_in_chunks(model: Any, latents: torch.Tensor, space: LatentNumbers, hints: RequestHints) -> torch.Tensor:
-    """The frames of each video as a batch, so many at a time: the decoder looks along them, so that the number moves pixels."""
+    """Decode a video's frames in chunks of `decode_chunk_size`, each a batch (Stable Video Diffusion): the decoder looks along
+    them, so that the number moves pixels."""
     frames = latents.shape[2]
     together = hints.decode_chunk_size or frames
     videos = []
@@ -82,7 +89,8 @@ def decode_in_chunks(model: Any, latents: torch.Tensor, space: LatentNumbers, hi
 def decode_in_tiles_always(
     model: Any, latents: torch.Tensor, space: LatentNumbers, hints: RequestHints
 ) -> torch.Tensor:
-    """Allegro has no other decode. What comes out has the frames first."""
+    """Decode with tiling: Allegro has no other decode. It returns frames first, which are transposed here, and cropped to
+    `num_frames`."""
     if not model.use_tiling:
         model.enable_tiling()
     made = decode(model, latents, space, hints).transpose(1, 2)
@@ -90,7 +98,8 @@ def decode_in_tiles_always(
 
 
 def encode_in_tiles_always(model: Any, pixels: torch.Tensor) -> Any:
-    """Allegro has no other encode either, and leaves zeros where no tile comes."""
+    """Encode with tiling: Allegro has no other encode either, and leaves zeros where no tile comes. Raises BadRequest for such
+    a size."""
     if not model.use_tiling:
         model.enable_tiling()
     names = "frames", "rows", "columns"
@@ -100,6 +109,7 @@ def encode_in_tiles_always(model: Any, pixels: torch.Tensor) -> Any:
 
 
 def encode(model: Any, pixels: torch.Tensor) -> Any:
+    """`vae.encode(pixels)`: its `latent_dist`, where it has none its latents. Raises TypeError where it has neither."""
     encoded = model.encode(pixels)
     for name in ("latent_dist", "latents", "latent"):
         if (found := getattr(encoded, name, None)) is not None:
@@ -110,13 +120,13 @@ def encode(model: Any, pixels: torch.Tensor) -> Any:
 
 
 def generator_of(hints: RequestHints) -> torch.Generator | None:
-    """On the CPU, of the request's seed; None for chance."""
+    """A torch.Generator on the CPU, seeded with the hint `seed`; None, where there is none, for chance."""
     return None if hints.seed is None else torch.Generator("cpu").manual_seed(hints.seed)
 
 
 @contextmanager
 def _global_draws_of(hints: RequestHints, like: torch.Tensor) -> Iterator[None]:
-    """What is drawn from torch's global generators in here is of the request's seed, and moves nobody else's draws."""
+    """Seed torch's global generators with the hint `seed` within, and restore them after: nobody else's draws are moved."""
     with torch.random.fork_rng(devices=[like.device] if like.device.type == "cuda" else []):
         if hints.seed is not None:
             torch.manual_seed(hints.seed)

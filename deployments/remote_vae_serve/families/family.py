@@ -1,5 +1,5 @@
-"""A family is a row of data: which autoencoders it has, how their latents are laid out and denormalized, what comes out. The rows
-are in `table.py`.
+"""`Family`: what is the same for autoencoders of one kind, as a row of data: diffusers classes, layouts, latent scaling,
+decode and encode, tiling, dtype. The rows are in `table.py`.
 
 `LatentSpace` is one loaded model's numbers and its row.
 """
@@ -54,7 +54,7 @@ def nothing(space: LatentSpace) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Family:
-    """A row of the table.
+    """A family of autoencoders: a row of the table.
 
     Attributes:
         name: for people: the models it is known by.
@@ -112,7 +112,8 @@ class Family:
     hub: tuple[str, ...] = ()
 
     def space(self, class_name: str, config: Config, model: Any = None) -> LatentSpace:
-        """What a model of this family says of its latents. Raises KeyError or AttributeError where its config does not.
+        """The latent space of a model of this family, from its config. Raises KeyError or AttributeError where an entry is
+        missing.
 
         Args:
             model: of the class, with or without weights.
@@ -155,7 +156,7 @@ class Family:
 
     @property
     def media(self) -> Media:
-        """What its decoder makes of one item of a batch, and its encoder takes."""
+        """Whether its autoencoders are for images or for videos."""
         return self.layouts[0].media
 
     @property

@@ -1,4 +1,4 @@
-"""The rows of autoencoders that make pictures. Each says what its own pipelines do; tests/families holds it against them."""
+"""Families of image autoencoders, a row each. Each says what its own pipelines do; tests/families holds it against them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""`LatentNumbers`: what a model says of its latents, in numbers. Read from its config and its buffers, not written down."""
+"""`LatentNumbers`: latent channels, compression ratios, scaling_factor, shift_factor and statistics of one model, read from
+its config and its buffers, not written down."""
 
 from __future__ import annotations
 
@@ -8,12 +9,13 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class LatentNumbers:
-    """What layouts, conventions and decoders ask a model for.
+    """The numbers of one model's latents, which layouts, scaling and decoders ask for.
 
     Attributes:
         channels: of the latents.
         ratio: pixels along an edge for each latent.
-        scaling_factor, shift_factor, mean, std: None where the model has none.
+        scaling_factor, shift_factor, mean, std: as in its config (mean and std are latents_mean and latents_std, a value for each
+            channel, or for each channel and frame); None where the model has none.
         force_upcast: the model overflows in float16.
         temporal_ratio: frames for each latent frame after the first, of a video model; else None.
         pixel_channels: what the encoder takes: 3, or 4 with alpha.

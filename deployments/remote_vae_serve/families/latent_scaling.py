@@ -1,4 +1,5 @@
-"""`LatentScaling`: denormalize latents as a family's pipelines do before the decoder, and the inverse after the encoder.
+"""`LatentScaling`: scaling of latents by scaling_factor, shift_factor, latents_mean and latents_std: denormalized as a family's
+pipelines do before the decoder, normalized after the encoder.
 
 The order of operations is the pipelines': it moves the last bit.
 """
@@ -19,12 +20,12 @@ Formula = Callable[[torch.Tensor, LatentNumbers, RequestHints], torch.Tensor]
 
 @dataclass(frozen=True)
 class LatentScaling:
-    """The convention of a family: two formulas on latents with the channels on axis 1.
+    """The latent scaling of a family: how to denormalize and how to normalize latents `[B, C, (T,) h, w]`.
 
     Attributes:
-        words: the first of them, for people.
-        formula: before the decoder.
-        inverse: after the encoder.
+        words: the formula before the decoder, for people.
+        formula: denormalizes, before the decoder.
+        inverse: normalizes, after the encoder. Both keep shape and dtype.
         takes: the hints that it reads.
     """
 
@@ -34,30 +35,41 @@ class LatentScaling:
     takes: tuple[str, ...] = ()
 
     def denormalize(self, latents: torch.Tensor, space: LatentNumbers, hints: RequestHints = NO_HINTS) -> torch.Tensor:
-        """Latents `[B, C, (T,) h, w]` as the family's pipelines hand them to `vae.decode`; as they are, where a hint says that
-        they are denormalized already. Raises BadRequest for a hint or a size that the formula needs."""
+        """Denormalize latents as the family's pipelines do before `vae.decode`.
+
+        Args:
+            latents: `[B, C, (T,) h, w]`, of a floating dtype.
+
+        Returns:
+            Latents of the same shape and dtype; as they are, where the hint `denormalized` says so.
+
+        Raises:
+            BadRequest: a hint that the formula needs is missing, or a size does not fit it.
+        """
         return latents if hints.denormalized else self.formula(latents, space, hints)
 
     def normalize(self, latents: torch.Tensor, space: LatentNumbers, hints: RequestHints = NO_HINTS) -> torch.Tensor:
-        """The inverse, `[B, C, (T,) h, w]`, as image-to-image pipelines apply it after `vae.encode`; also where others hand out
-        latents without it."""
+        """Normalize latents `[B, C, (T,) h, w]`, in their dtype, as image-to-image pipelines do after `vae.encode`; also where
+        the family's text-to-image pipelines hand out latents that are denormalized. Raises BadRequest as `denormalize`."""
         return self.inverse(latents, space, hints)
 
 
 def scale_and_shift(latents: torch.Tensor, factor: float | None, shift: float | None) -> torch.Tensor:
-    """`z / factor + shift`; what is None is left out."""
+    """Denormalize latents of any shape: `z / scaling_factor + shift_factor`, in their dtype; what is None is left out."""
     scaled = latents if factor is None else latents / factor
     return scaled if shift is None else scaled + shift
 
 
 def shift_and_scale(latents: torch.Tensor, factor: float | None, shift: float | None) -> torch.Tensor:
-    """`(z - shift) * factor`, the inverse; what is None is left out."""
+    """Normalize latents of any shape: `(z - shift_factor) * scaling_factor`, in their dtype; what is None is left out."""
     shifted = latents if shift is None else latents - shift
     return shifted if factor is None else shifted * factor
 
 
 def _along_channels(values: tuple[float, ...], latents: torch.Tensor, space: LatentNumbers) -> torch.Tensor:
-    """To multiply latents with: one value for each channel, or for each channel and frame (Cosmos 1)."""
+    """Statistics in the dtype of the latents and of a shape to broadcast over them: `[1, C, 1, 1]` or `[1, C, 1, 1, 1]`; of
+    those that have a value for each frame too (Cosmos 1), `[1, C, T, 1, 1]`. Raises BadRequest where the latents have more
+    frames."""
     tensor = torch.tensor(values, dtype=latents.dtype, device=latents.device)
     if len(values) == space.channels:
         return tensor.view(1, -1, *[1] * (latents.ndim - 2))
@@ -72,7 +84,7 @@ def _along_channels(values: tuple[float, ...], latents: torch.Tensor, space: Lat
 
 
 def _statistics(latents: torch.Tensor, space: LatentNumbers) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Mean and deviation, where the model has them."""
+    """latents_mean and latents_std, to broadcast over the latents; None where the model has none."""
     if space.mean is None or space.std is None:
         return None
     return _along_channels(space.mean, latents, space), _along_channels(space.std, latents, space)
@@ -93,7 +105,7 @@ def _to_either(latents: torch.Tensor, space: LatentNumbers, hints: RequestHints)
 
 
 def _to_unscaled(latents: torch.Tensor, space: LatentNumbers, hints: RequestHints) -> torch.Tensor:
-    """LTX's image-to-video pipelines leave the scaling_factor out where they encode."""
+    """Normalize by the statistics alone: LTX's image-to-video pipelines leave the scaling_factor out where they encode."""
     known = _statistics(latents, space)
     assert known is not None
     mean, std = known
@@ -139,7 +151,8 @@ def _to_sigma(latents: torch.Tensor, space: LatentNumbers, hints: RequestHints) 
 
 
 def _patched_statistics(space: LatentNumbers, hints: RequestHints, like: torch.Tensor) -> list[torch.Tensor]:
-    """Mean and deviation of patches in the order (c, ph, pw), whatever the order of the tokens that they were counted on."""
+    """Mean and standard deviation `[1, 4C, 1, 1]` of 2 x 2 patches in the order (c, ph, pw), whatever the order of the tokens
+    that they were counted on."""
     found = [torch.tensor(values or (), dtype=like.dtype, device=like.device) for values in (space.mean, space.std)]
     if hints.patch_order == "ph_pw_c":
         found = [values.view(2, 2, -1).permute(2, 0, 1).flatten() for values in found]
@@ -163,14 +176,15 @@ def _to_patches(latents: torch.Tensor, space: LatentNumbers, hints: RequestHints
 
 
 def _to_inverted(latents: torch.Tensor, space: LatentNumbers, hints: RequestHints) -> torch.Tensor:
-    """CogVideoX 1.5 divides where it encodes an image, too (CogVideoXImageToVideoPipeline.prepare_latents)."""
+    """Normalize by the scaling_factor; CogVideoX 1.5 divides where it encodes an image, too
+    (CogVideoXImageToVideoPipeline.prepare_latents)."""
     if space.option("invert_scale_latents"):
         return scale_and_shift(latents, space.scaling_factor, None)
     return _to_either(latents, space, hints)
 
 
 def _to_rounded(latents: torch.Tensor, space: LatentNumbers, hints: RequestHints) -> torch.Tensor:
-    """MiniMax-H3 was trained on latents that had been stored in float16."""
+    """Normalize what was rounded to float16: MiniMax-H3 was trained on latents that had been stored in it."""
     return _to_inverse(latents.to(torch.float16).to(latents.dtype), space, hints)
 
 

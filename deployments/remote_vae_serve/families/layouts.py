@@ -1,4 +1,4 @@
-"""`Layout`: one form in which latents come, and how it becomes what a decoder takes. `RequestHints` is what a request says of it.
+"""`Layout`: an order of the axes of latents, packed or not, and how it is unpacked to what a decoder takes; and `RequestHints`.
 
 Torch is used on tensors handed in; channels are on axis 1 of what comes out.
 """
@@ -49,7 +49,7 @@ def _made_as_it_is(pixels: torch.Tensor, shape: tuple[int, ...], hints: RequestH
 
 @dataclass(frozen=True)
 class Layout:
-    """One form in which a family's latents come.
+    """A memory layout of a family's latents: which it is, and how to unpack it.
 
     Attributes:
         expects: how to say it to a user, with the family's numbers filled in by `str.format`.
@@ -80,7 +80,7 @@ def _unfold_frames(pixels: torch.Tensor, shape: tuple[int, ...], hints: RequestH
 
 
 def _without_time(pixels: torch.Tensor, shape: tuple[int, ...], hints: RequestHints) -> torch.Tensor:
-    """The one frame of each video."""
+    """Drop the time axis of one frame: `[B, C, 1, H, W]` to `[B, C, H, W]`."""
     return pixels[:, :, 0]
 
 
@@ -94,7 +94,7 @@ def _is_one_image(latents: torch.Tensor, space: LatentNumbers, hints: RequestHin
 
 
 def has_axes(count: int, channels_on: int) -> Fits:
-    """So many axes, the channels on that one."""
+    """Latents fit that have `count` axes and the model's channels on axis `channels_on`."""
 
     def fits(latents: torch.Tensor, space: LatentNumbers, hints: RequestHints) -> bool:
         return latents.ndim == count and latents.shape[channels_on] == space.channels
@@ -103,7 +103,7 @@ def has_axes(count: int, channels_on: int) -> Fits:
 
 
 def _is_last(latents: torch.Tensor, space: LatentNumbers, hints: RequestHints) -> bool:
-    """Channels on the last axis; where they are on axis 1 as well, only by request."""
+    """Whether five axes end with the channels; where axis 1 has as many, only if the hint `layout` says so."""
     last = latents.ndim == 5 and latents.shape[-1] == space.channels
     return last and (hints.layout == "channels_last" or latents.shape[1] != space.channels)
 
@@ -177,19 +177,20 @@ def unfold_frames(latents: torch.Tensor, frames: int | None) -> torch.Tensor:
 
 
 def channels_last(latents: torch.Tensor) -> torch.Tensor:
-    """`[B, C, h, w]` or `[B, C, T, h, w]` to `[B, T, h, w, C]`."""
+    """Permute latents to channels last: `[B, C, h, w]`, whose T is 1, or `[B, C, T, h, w]` to `[B, T, h, w, C]`; a view."""
     return (latents if latents.ndim == 5 else latents[:, :, None]).permute(0, 2, 3, 4, 1)
 
 
 def to_patches(latents: torch.Tensor) -> torch.Tensor:
-    """`[B, C, h, w]` to `[B, 4C, h/2, w/2]`, each 2 x 2 patch in the order (c, ph, pw)."""
+    """Patchify latents (space to depth): `[B, C, h, w]` to `[B, 4C, h/2, w/2]`, each 2 x 2 patch in the order (c, ph, pw); h
+    and w are even."""
     batch, channels, height, width = latents.shape
     split = latents.view(batch, channels, height // 2, 2, width // 2, 2)
     return split.permute(0, 1, 3, 5, 2, 4).reshape(batch, 4 * channels, height // 2, width // 2)
 
 
 def from_patches(latents: torch.Tensor) -> torch.Tensor:
-    """The inverse of `to_patches`."""
+    """Unpatchify latents (depth to space): `[B, 4C, h, w]` to `[B, C, 2h, 2w]`, the inverse of `to_patches`."""
     batch, channels, height, width = latents.shape
     split = latents.reshape(batch, channels // 4, 2, 2, height, width)
     return split.permute(0, 1, 4, 2, 5, 3).reshape(batch, channels // 4, 2 * height, 2 * width)
@@ -204,7 +205,9 @@ def packed(
     or_layers: bool = False,
     multiple: int = 1,
 ) -> Layout:
-    """Tokens `[B, N, C*p*p]`, row by row, each a p x p patch.
+    """The layout of packed latents, as transformers take them: tokens `[B, N, C * p * p]`, each a p x p patch, row by row.
+
+    N is rows x columns for each latent frame or layer; `height` and `width`, in pixels, tell rows from columns.
 
     Args:
         patches: the p that this family has; the width of a token says which.
@@ -212,6 +215,10 @@ def packed(
         layers: one token for each patch of each layer; the first layer is no part of the picture.
         or_layers: the family has latents of layers too, which this is not.
         multiple: the picture's edges are taken down to a multiple of so many latents.
+
+    Returns:
+        A layout that unpacks to `[B, C, h, w]`, or `[B, C, T, h, w]` with `has_time` (T is 1 of an image), in the latents' dtype,
+        and raises BadRequest where size, `num_frames` or `layers` are missing or do not make N tokens.
     """
     video = media == "video"
     needed = ("num_frames",) if video else ("layers",) if layers else ()
@@ -272,7 +279,8 @@ def _grid(
     needed: tuple[str, ...],
     or_layers: bool,
 ) -> tuple[int, int, int]:
-    """Rows and columns of tokens, and how many runs of them there are: frames or layers."""
+    """The grid of packed tokens: rows, columns, and how many of such grids there are, of latent frames or layers. Raises
+    BadRequest where it is not the number of tokens."""
     height, width = hints.height or 0, hints.width or 0
     step = space.ratio * multiple
     rows, columns = (edge // step * multiple // patch for edge in (height, width))
@@ -299,7 +307,8 @@ def _grid(
 
 
 def _unpack_target(latents: torch.Tensor, space: LatentNumbers, hints: RequestHints) -> torch.Tensor:
-    """Of tokens that are 2 x 2 patches of one frame, those of the picture come first; the others are what it was made from."""
+    """Unpack tokens `[B, N, C, 1, 2, 2]`, 2 x 2 patches of one frame, to `[B, C, 1, h, w]`: those of the picture come first,
+    the others are what it was made from."""
     _check_size(latents, space, hints)
     batch, tokens = latents.shape[:2]
     rows, columns = ((edge or 0) // (2 * space.ratio) for edge in (hints.height, hints.width))
@@ -323,14 +332,14 @@ TARGET_TOKENS = Layout(
 
 
 def _unshuffle(latents: torch.Tensor, space: LatentNumbers, hints: RequestHints) -> torch.Tensor:
-    """Two frames in each one's channels, `[B, 2C, F, h, w]` to `[B, C, 2F - 1, h, w]`: the first is there twice."""
+    """Unshuffle time from channels, `[B, 2C, F, h, w]` to `[B, C, 2F - 1, h, w]`: the first frame is there twice."""
     batch, _, frames, height, width = latents.shape
     split = latents.permute(0, 2, 1, 3, 4).reshape(batch, 2 * frames, space.channels, height, width)
     return split.permute(0, 2, 1, 3, 4)[:, :, 1:]
 
 
 def shuffle(latents: torch.Tensor) -> torch.Tensor:
-    """The inverse, `[B, C, 2F - 1, h, w]` to `[B, 2C, F, h, w]`."""
+    """Shuffle time into channels, `[B, C, 2F - 1, h, w]` to `[B, 2C, F, h, w]`, the inverse of unshuffling."""
     twice = torch.cat((latents[:, :, :1], latents), dim=2)
     batch, channels, frames, height, width = twice.shape
     folded = twice.permute(0, 2, 1, 3, 4).reshape(batch, frames // 2, 2 * channels, height, width)

@@ -1,4 +1,4 @@
-"""`PixelRange`: which numbers a decoder means by black and white. All but a few mean -1 and 1."""
+"""`PixelRange`: the value range of a decoder's pixels, which number is black and which is white. All but a few have [-1, 1]."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Map = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class PixelRange:
-    """Pixels have the channels on axis 1.
+    """The value range of an autoencoder's pixels `[B, 3, (T,) H, W]`, in both directions.
 
     Attributes:
         words: for people.

@@ -1,4 +1,4 @@
-"""The table: every image and video autoencoder of diffusers, a row for each convention. What is said of a row is what its own
+"""The table of families: every image and video autoencoder class of diffusers, a row for each convention. A row says what its own
 pipelines do; tests/families holds each against them.
 
 Sources: diffusers 0.42.1, the pipelines that tests/families names for each class, and the configurations on the Hub.
@@ -18,7 +18,7 @@ GENERIC = Family("a class without a row: treated as an image VAE", (), PICTURES,
 
 
 def latent_space_of(class_name: str, config: Config, model: Any = None) -> LatentSpace:
-    """From a diffusers class name and its config; a class without a row gets the generic one.
+    """The latent space of a diffusers class and its config; a class without a row gets the generic one.
 
     Args:
         model: of the class, with or without weights; some rows read their numbers from it.

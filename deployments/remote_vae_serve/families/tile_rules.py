@@ -1,4 +1,6 @@
-"""How the tiling of each kind of diffusers' modules is turned on; always on a view of a module, never on one that others use."""
+"""Tiling of diffusers' autoencoders: how each kind turns it on. Always on a view of a module, never on one that others use.
+
+Each takes the module, the edge of a tile in pixels (`size`) and the pixels along an edge for each latent (`ratio`)."""
 
 from __future__ import annotations
 
@@ -9,12 +11,14 @@ OVERLAP = 0.25
 
 
 def tile_squares(vae: Any, size: int, ratio: int) -> None:
+    """Tiling by `tile_sample_min_size`, `tile_latent_min_size` and `tile_overlap_factor`, as AutoencoderKL has it."""
     vae.use_tiling = True
     vae.tile_sample_min_size, vae.tile_latent_min_size = size, size // ratio
     vae.tile_overlap_factor = OVERLAP
 
 
 def tile_by_strides(vae: Any, size: int, ratio: int) -> None:
+    """Tiling by `tile_sample_min_*` and `tile_sample_stride_*`, in pixels, as video autoencoders such as Wan's have it."""
     stride = int(size * (1 - OVERLAP))
     vae.enable_tiling(
         tile_sample_min_height=size,
@@ -25,6 +29,7 @@ def tile_by_strides(vae: Any, size: int, ratio: int) -> None:
 
 
 def tile_by_factors(vae: Any, size: int, ratio: int) -> None:
+    """Tiling by `tile_sample_min_*` and `tile_overlap_factor_*`, as CogVideoX has it."""
     vae.enable_tiling(
         tile_sample_min_height=size,
         tile_sample_min_width=size,
@@ -34,6 +39,7 @@ def tile_by_factors(vae: Any, size: int, ratio: int) -> None:
 
 
 def tile_with_latents(vae: Any, size: int, ratio: int) -> None:
+    """Tiling by `tile_sample_min_*`, `tile_latent_min_*` and one `tile_overlap_factor`, as HunyuanVideo 1.5 has it."""
     vae.enable_tiling(
         tile_sample_min_height=size,
         tile_sample_min_width=size,

@@ -1,4 +1,4 @@
-"""The rows of autoencoders that make videos; some of their pipelines make pictures. See image_autoencoders."""
+"""Families of video autoencoders, a row each; some of their pipelines make pictures. See `images`."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ from remote_vae.protocol.request import Request
 from remote_vae.protocol.wire import PROTOCOL, Result
 from remote_vae_serve.config import VAEConfig
 from remote_vae_serve.http.app import Answerer, create_model_app
+from remote_vae_serve.proxy import behind_tokens
 from remote_vae_serve.replica.event_counters import EventCounters
 
 if TYPE_CHECKING:

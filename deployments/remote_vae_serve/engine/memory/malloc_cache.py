@@ -1,8 +1,8 @@
-"""On a CPU: memory that a piece of work has freed is kept for the next one like it, and given back before other work and in a
-pause.
+"""`MallocCache`: what glibc's malloc has freed is kept for the next operation like it, on a CPU; it is given back before another
+and in a pause.
 
 glibc hands large blocks back to the kernel as soon as they are freed, and the kernel clears each page again when it is next
-touched: 12 GB in a 512x512 decode of Stable Diffusion's VAE. What that costs: benchmarks/results/kept_memory.md.
+touched: 12 GB in a 512x512 decode of Stable Diffusion's VAE. What that costs: python -m benchmarks.kept_memory.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ KEEP, LET_GO = {TRIM_THRESHOLD: -1, MMAP_MAX: 0}, {TRIM_THRESHOLD: 2**17, MMAP_M
 
 
 class MallocCache:
-    """What the process keeps of freed memory.
+    """Sets what glibc's malloc keeps of freed memory, for the whole process.
 
     Attributes:
         works: whether this process can; if not, nothing here does anything.
@@ -37,11 +37,11 @@ class MallocCache:
         self._of: Hashable = None
 
     def prepare(self, work: Hashable, needed: int, free: int) -> None:
-        """Called before work, on its thread.
+        """Keep memory for this operation or not; to be called before it, on its thread.
 
         Args:
-            work: what memory is kept for; that which other work has freed would take room beside it.
-            needed, free: bytes that it takes, as far as can be told, and that are left of the budget.
+            work: what memory is kept for; that which another operation has freed would take room beside it.
+            needed, free: bytes that it is estimated to take, and that are left of the budget.
         """
         keeps = SHARE * needed <= free
         if (work, keeps) == self._of:
@@ -52,6 +52,6 @@ class MallocCache:
         self._of = work, keeps
 
     def give_back(self) -> None:
-        """All that is free, to the system."""
+        """Return all that is free to the system (`malloc_trim`)."""
         self._trim(0)
         self._of = None

@@ -44,7 +44,7 @@ def vae(args: VAEConfig) -> Application:
         },
         max_ongoing_requests=8,
         max_queued_requests=32,
-        user_config=describe_arguments(config),
+        user_config=describe_arguments(config).to_plain(),
     )
     return deployment.bind(config)
 

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from remote_vae import remote_decode, remote_encode
 from remote_vae.cli import main
 from remote_vae.errors import ModelStarting, Overloaded, Unauthorized, render
 from remote_vae.protocol.hints import Hints
+from remote_vae.protocol.model_description import ModelDescription
 from remote_vae_serve.http.app import create_app
 from samples import latents, pipeline_decode, postprocessed, save_tiny_vae, tiny_vae
 from scripted_server import Exchange, ScriptedServer
@@ -42,11 +44,11 @@ SCRIPT = Path(sys.executable).with_name("remote-vae")
 class Described(InProcess):
     """As an ingress describes its models."""
 
-    def describe(self, name: str) -> dict[str, Any]:
-        known = {"latent_channels": 4, "spatial_ratio": 8, "class": "AutoencoderKL", "video": False}
+    def describe(self, name: str) -> ModelDescription:
+        described = super().describe(name)
         if name == "tiny":
-            return super().describe(name) | {"state": "failed", "reason": "no\nsuch folder"}
-        return super().describe(name) | known
+            return replace(described, state="failed", reason="no\nsuch folder")
+        return replace(described, latent_channels=4, spatial_ratio=8, class_name="AutoencoderKL", video=False)
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from safetensors.torch import save_file
 from in_process import InProcess, diffusers_engine, pipeline_of
 from remote_vae.cli import main
 from remote_vae.errors import render
+from remote_vae.protocol.model_description import ModelDescription
 from remote_vae_serve.http.app import create_app
 from samples import latents
 from scripted_server import ScriptedServer
@@ -31,11 +33,11 @@ SCRIPT = Path(sys.executable).with_name("remote-vae")
 class Described(InProcess):
     """As an ingress describes its models."""
 
-    def describe(self, name: str) -> dict[str, Any]:
-        known = {"latent_channels": 4, "spatial_ratio": 8, "class": "AutoencoderKL", "video": False}
+    def describe(self, name: str) -> ModelDescription:
+        described = super().describe(name)
         if name == "tiny":
-            return super().describe(name) | {"state": "failed", "reason": "no\nsuch folder"}
-        return super().describe(name) | known
+            return replace(described, state="failed", reason="no\nsuch folder")
+        return replace(described, latent_channels=4, spatial_ratio=8, class_name="AutoencoderKL", video=False)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import functools
 import importlib.util
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -16,6 +16,7 @@ import torch
 
 from in_process import InProcess, diffusers_engine, pipeline_of
 from remote_vae import errors
+from remote_vae.protocol.model_description import ModelDescription
 from remote_vae.protocol.request import Request
 from remote_vae_serve.engine.diffusers_engine import DiffusersEngine
 from remote_vae_serve.http.app import Answerer, create_app
@@ -47,18 +48,18 @@ class Reported(InProcess):
     async def _fail(self, _: Request) -> NoReturn:
         raise errors.ModelFailed("its weights are not there", retry_after=30)
 
-    def describe(self, name: str) -> dict[str, Any]:
+    def describe(self, name: str) -> ModelDescription:
         self.described += 1
         described = super().describe(name)
         if name == COLD and (self.asleep or self.failing):
-            return described | {"state": "failed" if self.failing else "cold"}
-        engine = self._engines[name]
-        return described | {
-            "class": engine.space.class_name, "latent_channels": engine.space.channels, "spatial_ratio": engine.space.ratio,
-            "temporal_ratio": engine.space.temporal_ratio, "video": engine.space.family.media == "video",
-        }  # fmt: skip
+            return replace(described, state="failed" if self.failing else "cold")
+        space = self._engines[name].space
+        return replace(
+            described, class_name=space.class_name, latent_channels=space.channels, spatial_ratio=space.ratio,
+            temporal_ratio=space.temporal_ratio, video=space.family.media == "video",
+        )  # fmt: skip
 
-    async def ask(self, name: str) -> dict[str, Any]:
+    async def wake(self, name: str) -> ModelDescription:
         self.asleep = False
         return self.describe(name)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from remote_vae.errors import UnknownModel
+from remote_vae.protocol.model_description import ModelDescription
 from remote_vae_serve.config import FakeEngineConfig, VAEConfig
 from remote_vae_serve.engine.base import Engine
 from remote_vae_serve.engine.diffusers_engine import DiffusersEngine
@@ -26,12 +28,12 @@ class InProcess:
         except KeyError:
             raise UnknownModel(f"No model {name[:80]!r} here; served: {self.names()}", parameter="model") from None
 
-    def describe(self, name: str) -> dict[str, Any]:
+    def describe(self, name: str) -> ModelDescription:
         self.find(name)
-        return {"name": name, "state": "ready"}
+        return ModelDescription(name=name, state="ready")
 
-    async def ask(self, name: str) -> dict[str, Any]:
-        return self.describe(name) | {"asked": True}
+    async def wake(self, name: str) -> ModelDescription:
+        return replace(self.describe(name), extra={"woken": True})
 
     def names(self) -> list[str]:
         return sorted(self._models)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from remote_vae.client import Tensor
     from remote_vae.protocol.hints import EncodeHintArguments, HintArguments
+    from remote_vae.protocol.model_description import ModelDescription
 
 
 class AsyncRemoteVAE:
@@ -126,6 +127,10 @@ class AsyncRemoteVAE:
 
     async def describe(self, wake: bool = False) -> dict[str, Any]:
         """What the server says of the model; see `RemoteVAE.describe`."""
+        return (await self.description(wake)).to_plain()
+
+    async def description(self, wake: bool = False) -> ModelDescription:
+        """What `describe` says, with a type for each field."""
         return await self._transport.describe_async(wake)
 
     async def close(self) -> None:

@@ -6,7 +6,6 @@ The one module of the client that needs torch and diffusers: whoever has a pipel
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, NoReturn, Protocol
 
@@ -19,6 +18,7 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 
 from remote_vae.errors import BadRequest, BrokenReply, ModelFailed
+from remote_vae.protocol.model_description import ModelDescription
 
 
 class Remote(Protocol):
@@ -28,7 +28,7 @@ class Remote(Protocol):
 
     def encode(self, image: torch.Tensor, *, sample_mode: Any) -> Any: ...
 
-    def describe(self, wake: bool = False) -> Mapping[str, Any]: ...
+    def description(self, wake: bool = False) -> ModelDescription: ...
 
 
 class RemoteAutoencoder(ModelMixin):  # type: ignore[misc]  # diffusers is not typed
@@ -53,14 +53,12 @@ class RemoteAutoencoder(ModelMixin):  # type: ignore[misc]  # diffusers is not t
         self.post_quant_conv.register_parameter("nothing", torch.nn.Parameter(torch.empty(0), requires_grad=False))
 
     @cached_property
-    def _description(self) -> Mapping[str, Any]:
+    def _description(self) -> ModelDescription:
         """Asked for once, and only when a pipeline wants to know; a model that sleeps is woken. Failures are not kept."""
-        description = self._remote.describe(wake=True)
-        if description.get("state") == "failed":
-            raise ModelFailed(
-                str(description.get("reason", "The model could not be loaded; the server's log says why"))
-            )
-        if not isinstance(description.get("config"), Mapping):
+        description = self._remote.description(wake=True)
+        if description.state == "failed":
+            raise ModelFailed(description.reason or "The model could not be loaded; the server's log says why")
+        if description.config is None:
             raise BrokenReply(
                 "The server does not say the model's config; bring it to this client's version of remote-vae"
             )
@@ -68,7 +66,9 @@ class RemoteAutoencoder(ModelMixin):  # type: ignore[misc]  # diffusers is not t
 
     @cached_property
     def _config(self) -> FrozenDict:
-        config = dict(self._description["config"])
+        description = self._description
+        assert description.config is not None
+        config = dict(description.config)
         # AutoencoderTiny adds what pipelines count when it is made; config.json files as old as taesd's do not have it.
         if "decoder_block_out_channels" in config:
             config.setdefault("block_out_channels", config["decoder_block_out_channels"])
@@ -86,18 +86,12 @@ class RemoteAutoencoder(ModelMixin):  # type: ignore[misc]  # diffusers is not t
     @property
     def spatial_compression_ratio(self) -> int:
         """Pixels along an edge for each latent."""
-        return self._ratio("spatial_ratio")
+        return _known("spatial_ratio", self._description.spatial_ratio)
 
     @property
     def temporal_compression_ratio(self) -> int:
         """Frames for each latent. AttributeError where it is no video model, as with a local one."""
-        return self._ratio("temporal_ratio")
-
-    def _ratio(self, name: str) -> int:
-        ratio = self._description.get(name)
-        if ratio is None:
-            raise AttributeError(name)  # python now asks `__getattr__` for the property, which says the rest
-        return int(ratio)
+        return _known("temporal_ratio", self._description.temporal_ratio)
 
     @apply_forward_hook  # type: ignore[untyped-decorator]  # model offloading frees the denoiser's memory here
     def decode(
@@ -134,7 +128,7 @@ class RemoteAutoencoder(ModelMixin):  # type: ignore[misc]  # diffusers is not t
             RemoteVAEError: see `errors`.
         """
         _check_no_gradients(x)
-        kind = self._description.get("encode")
+        kind = self._description.encode
         if kind == "moments":
             moments = self._remote.encode(x, sample_mode="moments").to(x.device, x.dtype)
             distribution = DiagonalGaussianDistribution(moments)
@@ -170,6 +164,12 @@ class RemoteAutoencoder(ModelMixin):  # type: ignore[misc]  # diffusers is not t
                 f"{type(self).__name__} has no {name!r}: it stands in for a pipeline's VAE and has neither weights nor "
                 "layers, nor all that each class of VAE adds. Keep a local VAE for this pipeline"
             ) from None
+
+
+def _known(name: str, ratio: int | None) -> int:
+    if ratio is None:
+        raise AttributeError(name)  # python now asks `__getattr__` for the property, which says the rest
+    return ratio
 
 
 def _check_no_gradients(tensor: torch.Tensor) -> None:

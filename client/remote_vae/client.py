@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from remote_vae.calls.call import ask
 from remote_vae.calls.decode_call import DecodeCall, Decoded, ImageFormat, OutputType
 from remote_vae.calls.encode_call import Encodable, EncodeCall, Mode
-from remote_vae.errors import BrokenReply
 from remote_vae.protocol.hints import Hints
 from remote_vae.protocol.messages import Transfer
 from remote_vae.transports.endpoint import transport_to
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
 
     from remote_vae.autoencoder import RemoteAutoencoder
     from remote_vae.protocol.hints import EncodeHintArguments, HintArguments
+    from remote_vae.protocol.model_description import ModelDescription
 
     Tensor: TypeAlias = "torch.Tensor | np.ndarray[Any, Any]"
 
@@ -130,12 +130,9 @@ def list_models(server: str, *, timeout: Timeout = DEFAULT_TIMEOUT, retries: int
     """What a server (`http://host:8000`) says of each of its models; starts none of them. Raises RemoteVAEError."""
     transport = HttpTransport(server, RetryPolicy(timeout, retries=retries), token=token)
     try:
-        models = transport.read("models").get("models")
+        return [model.to_plain() for model in transport.describe_models()]
     finally:
         transport.close()
-    if not isinstance(models, list):
-        raise BrokenReply("The server did not list its models; is it the URL of a remote-vae server?")
-    return models
 
 
 class RemoteVAE:
@@ -256,6 +253,10 @@ class RemoteVAE:
         Args:
             wake: start a replica where there is none, to hear all of it. Through a handle that is always so.
         """
+        return self.description(wake).to_plain()
+
+    def description(self, wake: bool = False) -> ModelDescription:
+        """What `describe` says, with a type for each field."""
         return self._transport.describe(wake)
 
     def close(self) -> None:

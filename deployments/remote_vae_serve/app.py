@@ -49,7 +49,7 @@ def vae(args: VAEConfig) -> Application:
         max_ongoing_requests=8,
         max_queued_requests=32,
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
-        user_config=describe_arguments(config),
+        user_config=describe_arguments(config).to_plain(),
     )
     return deployment.bind(config)
 

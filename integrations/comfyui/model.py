@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 
 from remote_vae import RemoteVAE, remote_decode, remote_encode
 from remote_vae.errors import BadRequest, BrokenReply
+from remote_vae.protocol.model_description import ModelDescription
 
 from .address import token_for
 from .latents import CHOICES, READY, Latents
@@ -45,11 +46,14 @@ class Geometry:
     index_formula: tuple[int, int, int] | None
 
     @classmethod
-    def reported(cls, description: Mapping[str, Any]) -> Geometry:
-        channels, ratio = int(description["latent_channels"]), int(description["spatial_ratio"])
-        if not description.get("video"):
+    def reported(cls, description: ModelDescription) -> Geometry:
+        """Raises BrokenReply where the server does not say it."""
+        channels, ratio = description.latent_channels, description.spatial_ratio
+        time = description.temporal_ratio if description.video else 1
+        if channels is None or ratio is None or time is None:
+            raise BrokenReply("The server does not say what latents it takes; bring it to the version of these nodes")
+        if not description.video:
             return cls(channels, 2, ratio, ratio, None)
-        time = int(description["temporal_ratio"])
         up, down = partial(frames_of, ratio=time), partial(latents_of, ratio=time)
         return cls(channels, 3, (up, ratio, ratio), (down, ratio, ratio), (time, ratio, ratio))
 
@@ -92,25 +96,25 @@ class RemoteModel(torch.nn.Module):
         if self._geometry is None:
             # Waking takes its time and is worth waiting for; that there is no server is to be heard of soon.
             with RemoteVAE(self.endpoint, token=token_for(self.endpoint), retries=1) as remote:
-                description = remote.describe()
-            if description.get("state") == "failed" or (wake and "latent_channels" not in description):
+                description = remote.description()
+            to_wake = description.state == "failed" or (wake and description.latent_channels is None)
+            if to_wake:
                 description = self._woken()
-            if "latent_channels" in description:
+            if to_wake or description.latent_channels is not None:
+                geometry = Geometry.reported(description)
                 self._check(description)
-                self._geometry = Geometry.reported(description)
+                self._geometry = geometry
         return self._geometry
 
-    def _woken(self) -> dict[str, Any]:
+    def _woken(self) -> ModelDescription:
         with RemoteVAE(self.endpoint, token=token_for(self.endpoint)) as remote:
-            description = remote.describe(wake=True)
-            if description.get("state") == "failed":
+            description = remote.description(wake=True)
+            if description.state == "failed":
                 # Only a request makes a replica that failed try again: this one is answered with the reason, or, by a model
                 # that is well by now, with the latents it takes.
                 with contextlib.suppress(BadRequest):
                     remote.decode(torch.zeros(1, 1, 1, 1), do_scaling=False, output_type="pt")
-                description = remote.describe(wake=True)
-        if "latent_channels" not in description:
-            raise BrokenReply("The server does not say what latents it takes; bring it to the version of these nodes")
+                description = remote.description(wake=True)
         return description
 
     def geometry(self) -> Geometry:
@@ -119,16 +123,16 @@ class RemoteModel(torch.nn.Module):
         assert geometry is not None
         return geometry
 
-    def _check(self, description: Mapping[str, Any]) -> None:
-        tiny = description.get("class") == "AutoencoderTiny"
+    def _check(self, description: ModelDescription) -> None:
+        tiny = description.class_name == "AutoencoderTiny"
         if tiny and not self.latents.tiny:
             raise BadRequest(
-                f"{description['name']} is a tiny VAE: it takes latents as the diffusion model has them, so say under "
+                f"{description.name} is a tiny VAE: it takes latents as the diffusion model has them, so say under "
                 "`latents` which family of models yours come from",
                 parameter="latents",
             )
         if self.latents.tiny and not tiny:
-            raise BadRequest(f"{description['name']} is no tiny VAE; set `latents` to {READY!r}", parameter="latents")
+            raise BadRequest(f"{description.name} is no tiny VAE; set `latents` to {READY!r}", parameter="latents")
 
     def decode(self, samples: torch.Tensor) -> torch.Tensor:
         """Latents `[B, C, h, w]` or `[B, C, T, h, w]` to pixels `[B, 3, H, W]` or `[B, 3, T, H, W]`, about [-1, 1]."""

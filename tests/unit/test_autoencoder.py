@@ -19,6 +19,7 @@ from in_process import InProcess
 from remote_vae import RemoteVAE
 from remote_vae.autoencoder import RemoteAutoencoder
 from remote_vae.errors import BadRequest, BrokenReply, ConnectionFailed, ModelFailed, Overloaded, UnknownModel
+from remote_vae.protocol.model_description import ModelDescription
 from remote_vae.protocol.request import Request
 from remote_vae.protocol.wire import Result
 from remote_vae_serve.config import VAEConfig
@@ -51,10 +52,10 @@ class Replicas(InProcess):
             raise self.error
         return Result.from_plain(await getattr(replica, request.verb)(request.to_plain()))
 
-    async def ask(self, name: str) -> dict[str, Any]:
+    async def wake(self, name: str) -> ModelDescription:
         self.find(name)
         self.asked.append("describe")
-        return await self.replicas[name].describe()
+        return await self.replicas[name].wake()
 
 
 class Server:
@@ -293,8 +294,11 @@ def test_the_config_can_be_changed_here(server: Server) -> None:
 class Described:
     """A model that only says what it is."""
 
-    def __init__(self, **description: Any) -> None:
-        self.describe = lambda wake: description
+    def __init__(self, **said: Any) -> None:
+        self.said = said
+
+    def description(self, wake: bool = False) -> ModelDescription:
+        return ModelDescription.from_plain(self.said)
 
 
 def test_a_tiny_vae_of_an_old_file_has_the_channels_that_pipelines_count() -> None:
@@ -335,12 +339,11 @@ def test_errors_of_the_server_come_out_of_the_constructor(server: Server, folder
 
 
 def test_a_failure_to_say_the_config_is_not_kept() -> None:
-    description: dict[str, Any] = {"state": "cold"}
-    vae = RemoteAutoencoder(Described())
-    vae._remote.describe = lambda wake: description
+    described = Described(state="cold")
+    vae = RemoteAutoencoder(described)
     with pytest.raises(BrokenReply, match="this client's version"):
         _ = vae.config
-    description["config"] = {"scaling_factor": 0.5}
+    described.said["config"] = {"scaling_factor": 0.5}
     assert vae.config.scaling_factor == 0.5
 
 

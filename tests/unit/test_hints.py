@@ -22,6 +22,7 @@ from remote_vae.protocol import hints
 from remote_vae.protocol.decode_request import DecodeRequest
 from remote_vae.protocol.encode_request import EncodeRequest
 from remote_vae.protocol.hints import PARAMETERS, EncodeHintArguments, HintArguments, Hints
+from remote_vae.protocol.model_description import ModelDescription
 from remote_vae.protocol.parameters import collect
 from remote_vae.protocol.request import Request
 from remote_vae.protocol.tensors import from_array
@@ -176,11 +177,11 @@ class Keeping(Transport):
     async def try_one_async(self, request: Request) -> Result:
         return self.try_one(request)
 
-    def describe(self, wake: bool = False) -> dict[str, Any]:
-        return {}
+    def describe(self, wake: bool = False) -> ModelDescription:
+        return ModelDescription()
 
-    async def describe_async(self, wake: bool = False) -> dict[str, Any]:
-        return {}
+    async def describe_async(self, wake: bool = False) -> ModelDescription:
+        return ModelDescription()
 
 
 def in_async(verb: str, endpoint: Any, tensor: Any, **options: Any) -> Any:

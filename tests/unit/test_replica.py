@@ -67,7 +67,7 @@ def test_a_gpu_that_was_asked_for_and_is_not_there_is_a_failure_with_its_reason(
 
 def test_a_cold_model_is_described_by_its_arguments() -> None:
     config = VAEConfig(source="org/model", subfolder="vae", variant="fp16", num_gpus=1)
-    assert describe_arguments(config) == {
+    assert describe_arguments(config).to_plain() == {
         "protocol": PROTOCOL,
         "source": "org/model",
         "subfolder": "vae",
@@ -80,7 +80,7 @@ def test_a_cold_model_is_described_by_its_arguments() -> None:
 
 
 def test_a_description_survives_the_json_of_serves_status() -> None:
-    description = describe_arguments(VAEConfig(source="demo", revision="abc"))
+    description = describe_arguments(VAEConfig(source="demo", revision="abc")).to_plain()
     assert json.loads(json.dumps(description)) == description
 
 
@@ -92,7 +92,7 @@ def test_a_model_lists_the_hints_it_takes_with_their_meaning_and_those_of_its_ap
     monkeypatch.setattr(replica.ray, "get_gpu_ids", list)
     save_tiny_vae("flux", tmp_path)
     hints = {"patch_order": "ph_pw_c"}
-    description = VAE(VAEConfig(source=str(tmp_path), device="cpu", threads=1, hints=hints)).description()
+    description = VAE(VAEConfig(source=str(tmp_path), device="cpu", threads=1, hints=hints)).description().to_plain()
     assert description["state"] == "ready"
     assert list(description["hints"]) == ["layout", "patch_order", "denormalized"]
     assert description["hints"]["patch_order"] == next(one.meaning for one in PARAMETERS if one.name == "patch_order")

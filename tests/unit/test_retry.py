@@ -15,6 +15,7 @@ import pytest
 from remote_vae import errors
 from remote_vae.errors import BadRequest, ConnectionFailed, ModelFailed, Overloaded, RemoteVAEError, TimedOut
 from remote_vae.protocol.decode_request import DecodeRequest
+from remote_vae.protocol.model_description import ModelDescription
 from remote_vae.protocol.request import Request
 from remote_vae.protocol.tensors import from_array
 from remote_vae.protocol.wire import Result
@@ -74,11 +75,11 @@ class Scripted(Transport):
     async def try_one_async(self, request: Request) -> Result:
         return self.try_one(request)
 
-    def describe(self, wake: bool = False) -> dict[str, Any]:
-        return {}
+    def describe(self, wake: bool = False) -> ModelDescription:
+        return ModelDescription()
 
-    async def describe_async(self, wake: bool = False) -> dict[str, Any]:
-        return {}
+    async def describe_async(self, wake: bool = False) -> ModelDescription:
+        return ModelDescription()
 
 
 def pauses(state: RetryState, clock: Clock, *failures: RemoteVAEError) -> list[float]:

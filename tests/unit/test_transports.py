@@ -21,6 +21,7 @@ from failing_server import Z, echo
 from remote_vae import AsyncRemoteVAE, RemoteVAE, errors, remote_decode
 from remote_vae.errors import BadRequest, BrokenReply, ConnectionFailed, RemoteVAEError, TimedOut
 from remote_vae.protocol.decode_request import DecodeRequest
+from remote_vae.protocol.model_description import ModelDescription
 from remote_vae.protocol.tensors import to_torch
 from remote_vae.protocol.wire import Result
 from remote_vae.transports.http import HttpTransport
@@ -291,10 +292,10 @@ class Memory(Transport):
     async def try_one_async(self, request: Any) -> Result:
         return await asyncio.to_thread(self.try_one, request)
 
-    def describe(self, wake: bool = False) -> dict[str, Any]:
-        return {"state": "ready"}
+    def describe(self, wake: bool = False) -> ModelDescription:
+        return ModelDescription(state="ready")
 
-    async def describe_async(self, wake: bool = False) -> dict[str, Any]:
+    async def describe_async(self, wake: bool = False) -> ModelDescription:
         return self.describe()
 
     def close(self) -> None:

@@ -21,10 +21,11 @@ from remote_vae.cli.files import STDIO, FileError
 from remote_vae.cli.outputs import Outputs
 from remote_vae.cli.runs import Made, Run
 from remote_vae.cli.tensor_files import UnreadableTensor
-from remote_vae.errors import BadRequest, BrokenReply, RemoteVAEError, UnknownModel, UnknownRoute
+from remote_vae.errors import BadRequest, RemoteVAEError, UnknownModel, UnknownRoute
 from remote_vae.protocol.decode_request import DecodeRequest, Output
 from remote_vae.protocol.encode_request import EncodeRequest, SampleMode
 from remote_vae.protocol.hints import ENCODE_PARAMETERS, Hints
+from remote_vae.protocol.model_description import ModelDescription
 from remote_vae.protocol.tensors import LATENT_DTYPES, RawTensor, to_numpy
 from remote_vae.protocol.wire import Scaling
 from remote_vae.transports.transport import IN_FLIGHT
@@ -206,11 +207,11 @@ def models(arguments: tuple[str, ...], as_json: bool, **server: Any) -> None:
             raise
         listed = _models(urlunsplit(parts._replace(path=trunk)), server)
     if as_json:
-        click.echo(json.dumps({"models": listed}))
+        click.echo(json.dumps({"models": [model.to_plain() for model in listed]}))
         return
-    columns = ("name", "state", "class", "reason")
-    rows = [tuple(" ".join(str(model.get(column) or "-").split()) for column in columns) for model in listed]
-    rows.insert(0, tuple(column.upper() for column in columns))
+    told = [(model.name, model.state, model.class_name, model.reason) for model in listed]
+    rows = [tuple(" ".join((cell or "-").split()) for cell in row) for row in told]
+    rows.insert(0, ("NAME", "STATE", "CLASS", "REASON"))
     widths = [max(len(row[number]) for row in rows) for number in range(3)]
     for row in rows:
         click.echo("  ".join([*map(str.ljust, row, widths), row[-1]]))
@@ -301,12 +302,9 @@ def _tensor_file(raw: RawTensor, kind: str) -> bytes:
         raise FileError(f"A .{kind} {error}", "unwritable_file") from error
 
 
-def _models(url: str, server: dict[str, Any]) -> list[dict[str, Any]]:
+def _models(url: str, server: dict[str, Any]) -> list[ModelDescription]:
     with closing(options.transport(url, 1, **server)) as transport:
-        listed = transport.read("models").get("models")
-    if not isinstance(listed, list) or not all(isinstance(model, dict) for model in listed):
-        raise BrokenReply(f"{url} has no list of models; is it the URL of a remote-vae server?")
-    return listed
+        return transport.describe_models()
 
 
 def _shape(text: str) -> tuple[int, ...]:
@@ -321,13 +319,13 @@ def _shape(text: str) -> tuple[int, ...]:
     return sizes
 
 
-def _shape_of(model: dict[str, Any]) -> tuple[int, ...]:
+def _shape_of(model: ModelDescription) -> tuple[int, ...]:
     """Latents of a picture of 512 pixels or so, or of a short video, that the model takes."""
-    channels, ratio = model.get("latent_channels"), model.get("spatial_ratio") or 8
-    if not isinstance(channels, int):
+    channels, ratio = model.latent_channels, model.spatial_ratio or 8
+    if channels is None:
         raise BadRequest("The server does not say which latents this model takes; give --shape", parameter="shape")
     side = max(512 // ratio, 1)
-    return (1, channels, 5, side // 2, side // 2) if model.get("video") else (1, channels, side, side)
+    return (1, channels, 5, side // 2, side // 2) if model.video else (1, channels, side, side)
 
 
 if __name__ == "__main__":

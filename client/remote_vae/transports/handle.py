@@ -25,6 +25,7 @@ from remote_vae.errors import (
     Unavailable,
     UnknownModel,
 )
+from remote_vae.protocol.model_description import ModelDescription
 from remote_vae.protocol.request import Request
 from remote_vae.protocol.wire import Result
 from remote_vae.transports.retry import DEFAULT_POLICY, RetryPolicy
@@ -88,16 +89,13 @@ class HandleTransport(Transport):
     async def send_ref_async(self, request: Request) -> Any:
         return await _await(ray_internals.reference_of_async(self._call(request)), self.retry_policy.answer_s)
 
-    def describe(self, wake: bool = False) -> dict[str, Any]:
+    def describe(self, wake: bool = False) -> ModelDescription:
         """By a replica, always; `wake` has one whose model failed to load try again."""
-        description: dict[str, Any] = self._wait(
-            lambda: self._handle.describe.remote(wake), _result, self.retry_policy.answer_s
-        )
-        return description
+        plain = self._wait(lambda: self._handle.describe.remote(wake), _result, self.retry_policy.answer_s)
+        return ModelDescription.from_plain(plain)
 
-    async def describe_async(self, wake: bool = False) -> dict[str, Any]:
-        description: dict[str, Any] = await _await(self._handle.describe.remote(wake), self.retry_policy.answer_s)
-        return description
+    async def describe_async(self, wake: bool = False) -> ModelDescription:
+        return ModelDescription.from_plain(await _await(self._handle.describe.remote(wake), self.retry_policy.answer_s))
 
     def _wait_s(self, request: Request) -> float | None:
         """A transport without any time-out, as the ingress has, leaves it to the replica to keep the deadline it is told."""

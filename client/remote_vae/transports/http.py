@@ -27,6 +27,7 @@ from remote_vae.errors import (
     TimedOut,
     UntrustedCertificate,
 )
+from remote_vae.protocol.model_description import ModelDescription
 from remote_vae.protocol.request import Request
 from remote_vae.protocol.wire import Result
 from remote_vae.transports.connection_errors import is_distrust, is_late, is_no_http
@@ -110,13 +111,20 @@ class HttpTransport(Transport):
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads.get(), lambda: self.try_one(self._granted(state, request)))
 
-    def describe(self, wake: bool = False) -> dict[str, Any]:
-        return self.read("describe", "POST") if wake else self.read()
+    def describe(self, wake: bool = False) -> ModelDescription:
+        return ModelDescription.from_plain(self._read("describe", "POST") if wake else self._read())
 
-    async def describe_async(self, wake: bool = False) -> dict[str, Any]:
+    def describe_models(self) -> list[ModelDescription]:
+        """All models of the server that is the endpoint; starts none of them."""
+        models = self._read("models").get("models")
+        if not isinstance(models, list):
+            raise BrokenReply(f"{self._shown} has no list of models; is it the URL of a remote-vae server?")
+        return [ModelDescription.from_plain(model) for model in models]
+
+    async def describe_async(self, wake: bool = False) -> ModelDescription:
         return await asyncio.get_running_loop().run_in_executor(self._threads.get(), self.describe, wake)
 
-    def read(self, below: str = "", method: str = "GET") -> dict[str, Any]:
+    def _read(self, below: str = "", method: str = "GET") -> dict[str, Any]:
         """The JSON object at a path below the endpoint, with retries. Raises RemoteVAEError."""
         state = RetryState(self.retry_policy)
         while True:

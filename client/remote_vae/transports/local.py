@@ -23,6 +23,7 @@ from remote_vae.errors import (
 )
 from remote_vae.protocol.decode_request import DecodeRequest, Output
 from remote_vae.protocol.encode_request import EncodeRequest, SampleMode, in_rgb
+from remote_vae.protocol.model_description import ModelDescription
 from remote_vae.protocol.request import Request
 from remote_vae.protocol.tensors import RawTensor, from_array, to_numpy, to_torch
 from remote_vae.protocol.wire import Provenance, Result, Scaling
@@ -67,13 +68,13 @@ class WithFallback(Transport):
         except NOT_THE_USERS as error:
             return await asyncio.to_thread(self._local.in_place_of, error, request)
 
-    def describe(self, wake: bool = False) -> dict[str, Any]:
+    def describe(self, wake: bool = False) -> ModelDescription:
         try:
             return self._server.describe(wake)
         except NOT_THE_USERS:
             return self._local.describe()
 
-    async def describe_async(self, wake: bool = False) -> dict[str, Any]:
+    async def describe_async(self, wake: bool = False) -> ModelDescription:
         try:
             return await self._server.describe_async(wake)
         except NOT_THE_USERS:
@@ -108,17 +109,17 @@ class LocalTransport:
                              parameter="fallback")  # fmt: skip
         self._vae = vae
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> ModelDescription:
         """What a pipeline asks of a server's description."""
         name = type(self._vae).__name__
-        return {
-            "name": "local fallback",
-            "state": "ready",
-            "class": name,
-            "dtype": str(self._vae.dtype).removeprefix("torch."),
-            "encode": "latents" if name == "AutoencoderTiny" else "moments",
-            "config": {**self._vae.config, "_class_name": name},
-        }
+        return ModelDescription(
+            name="local fallback",
+            state="ready",
+            class_name=name,
+            dtype=str(self._vae.dtype).removeprefix("torch."),
+            encode="latents" if name == "AutoencoderTiny" else "moments",
+            config={**self._vae.config, "_class_name": name},
+        )
 
     def in_place_of(self, error: RemoteVAEError, request: Request) -> Result:
         """The result, made here; the error where that cannot be.

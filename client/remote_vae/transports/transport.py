@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from remote_vae.errors import BadRequest, RemoteVAEError
+from remote_vae.protocol.model_description import ModelDescription
 from remote_vae.protocol.request import Request
 from remote_vae.protocol.wire import Result
 from remote_vae.transports.retry import RetryPolicy, RetryState
@@ -33,11 +34,11 @@ class Transport(ABC):
         """The same without blocking the event loop."""
 
     @abstractmethod
-    def describe(self, wake: bool = False) -> dict[str, Any]:
+    def describe(self, wake: bool = False) -> ModelDescription:
         """What the server says of the model; `wake` starts a replica to say it, where there is none."""
 
     @abstractmethod
-    async def describe_async(self, wake: bool = False) -> dict[str, Any]: ...
+    async def describe_async(self, wake: bool = False) -> ModelDescription: ...
 
     def send_one(self, request: Request) -> Result:
         """Send one request, again where that may help, and wait for its result. Raises RemoteVAEError and nothing else."""

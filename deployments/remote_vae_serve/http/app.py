@@ -31,6 +31,7 @@ from remote_vae.errors import (
     WrongMethod,
 )
 from remote_vae.protocol.messages import DEADLINE_HEADER, deadline_of
+from remote_vae.protocol.model_description import ModelDescription
 from remote_vae.protocol.request import Request as VAERequest
 from remote_vae.protocol.request import Verb, read_request
 from remote_vae.protocol.wire import Result
@@ -57,10 +58,10 @@ class Models(Protocol):
     def find(self, name: str) -> Answerer:
         """The model of that name. Raises UnknownModel, or Unavailable where it exists and cannot answer."""
 
-    def describe(self, name: str) -> dict[str, Any]:
+    def describe(self, name: str) -> ModelDescription:
         """What is known of it, without waking it. Raises UnknownModel."""
 
-    async def ask(self, name: str) -> dict[str, Any]:
+    async def wake(self, name: str) -> ModelDescription:
         """What a replica of it says, started where there is none. Raises what `find` does."""
 
     def names(self) -> list[str]:
@@ -154,12 +155,12 @@ class Endpoints:
         return JSONResponse(document())
 
     async def models(self, request: Request) -> Response:
-        return JSONResponse({"models": [self._models.describe(name) for name in self._models.names()]})
+        return JSONResponse({"models": [self._models.describe(name).to_plain() for name in self._models.names()]})
 
     async def wake(self, request: Request) -> Response:
-        description = await asyncio.wait_for(self._models.ask(self._name(request)), self._deadline_s)
+        description = await asyncio.wait_for(self._models.wake(self._name(request)), self._deadline_s)
         request.state.model = self._name(request)
-        return JSONResponse(description)
+        return JSONResponse(description.to_plain())
 
     async def decode(self, request: Request) -> Response:
         return await self._answer(request, self._name(request), "decode")
@@ -171,7 +172,7 @@ class Endpoints:
         if request.method in ("GET", "HEAD"):
             description = self._models.describe(self._name(request))
             request.state.model = self._name(request)
-            return JSONResponse(description)
+            return JSONResponse(description.to_plain())
         return await self._answer(request, self._name(request), None)
 
     async def by_host(self, request: Request) -> Response:

@@ -9,6 +9,7 @@ from typing import Any
 from remote_vae import errors
 from remote_vae.protocol import decode_request, encode_request
 from remote_vae.protocol.messages import DEADLINE_HEADER
+from remote_vae.protocol.model_description import model_schema
 from remote_vae.protocol.parameters import Parameter
 
 BINARY = {"schema": {"type": "string", "format": "binary"}}
@@ -38,6 +39,13 @@ SIGNED = {
         "shape": "Of a tensor/binary reply: a JSON list.",
         "dtype": "Of a tensor/binary reply.",
     }.items()
+}
+OBJECT = {"type": "object"}
+DESCRIPTION = {"$ref": "#/components/schemas/Model"}
+DESCRIPTIONS = {
+    "type": "object",
+    "required": ["models"],
+    "properties": {"models": {"type": "array", "items": DESCRIPTION}},
 }
 DEADLINE = {
     "name": DEADLINE_HEADER, "in": "header", "required": False, "schema": {"type": "integer", "minimum": 1},
@@ -78,15 +86,20 @@ def document() -> dict[str, Any]:
         "info": {"title": "remote-vae", "version": "1", "description": "The Hugging Face Remote VAE protocol."},
         "paths": {
             "/": {"post": by_host},
-            "/{model}": {"get": _get("Describe a model; starts no replica.", MODEL), "post": either},
+            "/{model}": {
+                "get": _get("Describe a model; starts no replica.", DESCRIPTION, MODEL),
+                "post": either,
+            },
             "/{model}/decode": {"post": decode},
             "/{model}/encode": {"post": encode},
-            "/{model}/describe": {"post": _get("Describe a model by a replica, started where there is none.", MODEL)},
-            "/models": {"get": _get("Describe all models; starts no replica.")},
-            "/health": {"get": _get("200 when requests can be served.")},
-            "/openapi.json": {"get": _get("This document.")},
+            "/{model}/describe": {
+                "post": _get("Describe a model by a replica, started where there is none.", DESCRIPTION, MODEL)
+            },
+            "/models": {"get": _get("Describe all models; starts no replica.", DESCRIPTIONS)},
+            "/health": {"get": _get("200 when requests can be served.", OBJECT)},
+            "/openapi.json": {"get": _get("This document.", OBJECT)},
         },
-        "components": {"schemas": {"Error": _error_schema()}},
+        "components": {"schemas": {"Error": _error_schema(), "Model": model_schema()}},
     }
 
 
@@ -99,8 +112,8 @@ def _post(summary: str, parameters: Iterable[Parameter[Any]], bodies: Any, repli
     }
 
 
-def _get(summary: str, *parameters: Any) -> dict[str, Any]:
-    content = {"application/json": {"schema": {"type": "object"}}}
+def _get(summary: str, schema: Any, *parameters: Any) -> dict[str, Any]:
+    content = {"application/json": {"schema": schema}}
     return {
         "summary": summary,
         "parameters": list(parameters),

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
-from typing import Any
 
 from starlette.types import ASGIApp
 
 from remote_vae.errors import ModelFailed, ModelStarting
+from remote_vae.protocol.model_description import ModelDescription
 from remote_vae.protocol.request import Request
 from remote_vae.protocol.wire import Result
 from remote_vae.transports.handle import HandleTransport
@@ -67,14 +67,14 @@ class Ingress:
         finally:
             answer.cancel()
 
-    async def ask(self, name: str) -> dict[str, Any]:
+    async def wake(self, name: str) -> ModelDescription:
         """What a replica says of the model; one is started where there is none."""
         self.find(name)
         transport = self._registry.get(name).transport
         assert transport is not None
         return await transport.describe_async(wake=True)
 
-    def describe(self, name: str) -> dict[str, Any]:
+    def describe(self, name: str) -> ModelDescription:
         return self._registry.get(name).describe()
 
     def names(self) -> list[str]:

@@ -5,19 +5,21 @@ A background thread asks Serve about once a second, so that a request finds its 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
 import ray
 from ray import serve
 from ray.serve.exceptions import RayServeException
 
-from remote_vae.errors import UnknownModel
+from remote_vae.errors import BrokenReply, UnknownModel
+from remote_vae.protocol.model_description import ModelDescription, State
 from remote_vae.protocol.wire import PROTOCOL
 from remote_vae.ray_internals import serve_details
 from remote_vae.transports.handle import HandleTransport
@@ -28,7 +30,6 @@ from remote_vae_serve.scaling import ASKED_FOR_S, ask_to_yield
 
 logger = logging.getLogger("ray.serve")
 
-State = Literal["cold", "starting", "ready", "failed"]
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 REFRESH_S = 1.0
 ENDLESS = RetryPolicy(timeout=None)
@@ -46,10 +47,10 @@ class Model:
     """One model.
 
     Attributes:
-        arguments: what its application was built with: plain values, the protocol number among them.
+        arguments: what its application was built with, as far as it describes the model.
         reason: why it is in this state; "" where there is nothing to say.
         running: ids of the replicas that answer.
-        reported: what a replica last said of itself; empty before the first.
+        reported: what a replica last said of itself; None before the first.
         transport: the way to it; None where it failed to deploy.
         asked_at: when a replica was last asked, on the monotonic clock.
         shortage: what its first replica waits for; None if for nothing.
@@ -57,20 +58,18 @@ class Model:
 
     name: str
     state: State
-    arguments: Mapping[str, Any]
+    arguments: ModelDescription
     reason: str = ""
     running: frozenset[str] = frozenset()
-    reported: Mapping[str, Any] = field(default_factory=dict)
+    reported: ModelDescription | None = None
     transport: HandleTransport | None = None
     asked_at: float = 0.0
     shortage: Shortage | None = None
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> ModelDescription:
         """For `GET /<model>`."""
-        description = {**self.arguments, **self.reported, "name": self.name, "state": self.state}
-        if self.reason:
-            description["reason"] = self.reason
-        return description
+        known = self.arguments if self.reported is None else self.reported.or_else(self.arguments)
+        return replace(known, name=self.name, state=self.state, reason=self.reason or known.reason)
 
 
 class ModelRegistry:
@@ -160,11 +159,15 @@ class ModelRegistry:
         deployment = application["deployments"].get("VAE")
         if deployment is None:
             return self._without_deployment(name, application, known)
-        arguments = deployment["deployment_config"].get("user_config") or {}
-        if arguments.get("protocol") != PROTOCOL:
+        user_config = deployment["deployment_config"].get("user_config") or {}
+        if user_config.get("protocol") != PROTOCOL:
             return self._refused(name, f"its VAE deployment does not speak handle protocol {PROTOCOL}")
         if not NAME.fullmatch(name) or name in RESERVED:
             return self._refused(name, "its name is reserved or not of the form [a-z0-9][a-z0-9._-]*")
+        try:
+            arguments = ModelDescription.from_plain(user_config)
+        except BrokenReply as error:
+            return self._refused(name, f"its VAE deployment is of another version of remote-vae: {error}")
         states = {replica["replica_id"]: str(replica["state"]) for replica in deployment["replicas"]}
         running = frozenset(replica for replica, state in states.items() if state.endswith("RUNNING"))
         transport = known.transport if known and known.transport else _transport_to(name)
@@ -179,19 +182,18 @@ class ModelRegistry:
         settled = told or (known and time.monotonic() < known.asked_at + ASK_AGAIN_S)
         if known and settled and known.running == running:
             return known
-        reported = _ask(name) or (known.reported if known else {})
-        state: State = "failed" if reported.get("state") == "failed" else "ready"
+        reported = _ask(name) or (known.reported if known else None)
+        failed = reported is not None and reported.state == "failed"
+        reason = (reported.reason if reported else None) or ""
         asked_at = time.monotonic()
-        return Model(name, state, arguments, reported.get("reason", ""), running, reported, transport, asked_at)
+        return Model(name, "failed" if failed else "ready", arguments, reason, running, reported, transport, asked_at)
 
     def _without_deployment(self, name: str, application: Mapping[str, Any], known: Model | None) -> Model | None:
         """An application whose builder failed, or has not run yet, has no deployments; its config tells whether it is a VAE."""
         config = application.get("deployed_app_config") or {}
         if config.get("import_path") != "remote_vae_serve.app:vae":
             return None
-        arguments = {
-            key: value for key, value in (config.get("args") or {}).items() if isinstance(value, (str, int, float))
-        }
+        arguments = _described_by(config.get("args") or {})
         if str(application["status"]).endswith("DEPLOY_FAILED"):
             return Model(name, "failed", arguments, _sentence(application["message"]))
         return known or Model(name, "starting", arguments)
@@ -210,13 +212,24 @@ def _transport_to(name: str) -> HandleTransport | None:
         return None  # not there yet; the next refresh tries again
 
 
-def _ask(name: str) -> dict[str, Any]:
-    """What a running replica says of itself; {} if it does not answer soon."""
+def _described_by(args: Mapping[str, Any]) -> ModelDescription:
+    """What serve_config.yaml says of a model that its builder has refused, or has not seen yet."""
+    said = ModelDescription()
+    for argument, value in args.items():
+        if isinstance(value, (str, int, float)):
+            # One of the wrong type is what the builder refused; the reason that Serve gives names it.
+            with contextlib.suppress(BrokenReply):
+                said = ModelDescription.from_plain({argument: value}).or_else(said)
+    return said
+
+
+def _ask(name: str) -> ModelDescription | None:
+    """What a running replica says of itself; None if it does not answer soon."""
     try:
         return HandleTransport.of_app(name, RetryPolicy(DESCRIBE_TIMEOUT_S)).describe()
     except Exception as error:
         logger.warning("a replica did not describe itself: %s", error)
-        return {}
+        return None
 
 
 def _sentence(message: str) -> str:

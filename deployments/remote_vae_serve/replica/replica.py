@@ -8,6 +8,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -18,6 +19,7 @@ from remote_vae.errors import ModelFailed, RemoteVAEError
 from remote_vae.protocol.decode_request import DecodeRequest
 from remote_vae.protocol.encode_request import EncodeRequest
 from remote_vae.protocol.hints import PARAMETERS
+from remote_vae.protocol.model_description import NULLABLE, ModelDescription
 from remote_vae.protocol.request import Request
 from remote_vae.protocol.wire import PROTOCOL, Result
 from remote_vae_serve.config import VAEConfig
@@ -87,46 +89,50 @@ class VAE:
         return (await pipeline.answer(request)).to_plain()
 
     async def describe(self, wake: bool = False) -> dict[str, Any]:
-        """The model as this replica sees it: plain values. `wake` has a failed one try again, if it is time."""
-        if wake:
-            with contextlib.suppress(ModelFailed):  # it is told in the description
-                await self._ready()
+        """The model as this replica sees it: `ModelDescription.to_plain()`. `wake` has a failed one try again, if it is time."""
+        return (await self.wake() if wake else self.description()).to_plain()
+
+    async def wake(self) -> ModelDescription:
+        """The model after a failed one has tried again, if it was time."""
+        with contextlib.suppress(ModelFailed):  # it is told in the description
+            await self._ready()
         return self.description()
 
-    def description(self) -> dict[str, Any]:
-        """What `describe` says."""
-        description = describe_arguments(self._config) | {
-            "name": self._model,
-            "state": "failed" if self._failure else "ready",
-        }
-        if self._failure is not None:
-            description["reason"] = self._failure.message
-        if self._engine is not None:
-            space = self._engine.space
-            description |= {
-                "startup": self._startup,
-                "device": self._engine.device,
-                "gpu_ids": ray.get_gpu_ids(),
-                "dtype": str(self._engine.dtype).removeprefix("torch."),
-                "encode_dtype": str(self._engine.encode_dtype).removeprefix("torch."),
-                "encode": self._engine.encodes,
-                "revision": self._engine.revision,
-                "class": space.class_name,
-                "family": space.family.name,
-                "latents": space.family.expected(space),
-                "latent_channels": space.channels,
-                "spatial_ratio": space.ratio,
-                "temporal_ratio": space.temporal_ratio,
-                "video": space.family.media == "video",
-                "scaling_factor": space.scaling_factor,
-                "shift_factor": space.shift_factor,
-                "hints": {
-                    parameter.name: parameter.meaning for parameter in PARAMETERS if parameter.name in space.takes
-                },
-                "application_hints": self._engine.hints.to_plain(),
-                "config": dict(self._engine.model_config),
-            }
-        return description
+    def description(self) -> ModelDescription:
+        """The model as this replica sees it now."""
+        description = replace(
+            describe_arguments(self._config),
+            name=self._model,
+            state="failed" if self._failure else "ready",
+            reason=self._failure.message if self._failure else None,
+        )
+        return description if self._engine is None else self._described(self._engine).or_else(description)
+
+    def _described(self, engine: Engine) -> ModelDescription:
+        """What only a loaded model tells."""
+        space = engine.space
+        return ModelDescription(
+            startup=self._startup,
+            device=engine.device,
+            gpu_ids=tuple(ray.get_gpu_ids()),
+            dtype=str(engine.dtype).removeprefix("torch."),
+            encode_dtype=str(engine.encode_dtype).removeprefix("torch."),
+            encode=engine.encodes,
+            revision=engine.revision,
+            class_name=space.class_name,
+            family=space.family.name,
+            latents=tuple(space.family.expected(space)),
+            latent_channels=space.channels,
+            spatial_ratio=space.ratio,
+            temporal_ratio=space.temporal_ratio,
+            video=space.family.media == "video",
+            scaling_factor=space.scaling_factor,
+            shift_factor=space.shift_factor,
+            hints={parameter.name: parameter.meaning for parameter in PARAMETERS if parameter.name in space.takes},
+            application_hints=engine.hints.to_plain(),
+            config=engine.model_config,
+            nulls=NULLABLE,
+        )
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Serve calls this after the constructor: the direct door, where the application has a path of its own."""
@@ -195,22 +201,29 @@ class SingleModel:
     def find(self, name: str) -> Answerer:
         return self._vae.answer
 
-    def describe(self, name: str) -> dict[str, Any]:
+    def describe(self, name: str) -> ModelDescription:
         return self._vae.description()
 
-    async def ask(self, name: str) -> dict[str, Any]:
-        return await self._vae.describe(wake=True)
+    async def wake(self, name: str) -> ModelDescription:
+        return await self._vae.wake()
 
     def names(self) -> list[str]:
         return [self._vae.name]
 
 
-def describe_arguments(config: VAEConfig) -> dict[str, Any]:
+def describe_arguments(config: VAEConfig) -> ModelDescription:
     """What can be said of a model without a replica of it."""
-    fields = ("source", "subfolder", "revision", "variant", "dtype", "encode_dtype", "device", "num_gpus")
-    return {"protocol": PROTOCOL} | {
-        name: getattr(config, name) for name in fields if getattr(config, name) is not None
-    }
+    return ModelDescription(
+        protocol=PROTOCOL,
+        source=config.source,
+        subfolder=config.subfolder,
+        revision=config.revision,
+        variant=config.variant,
+        dtype=config.dtype,
+        encode_dtype=config.encode_dtype,
+        device=config.device,
+        num_gpus=config.num_gpus,
+    )
 
 
 def build_engine(config: VAEConfig, on_event: Callable[[Event], object]) -> Engine:

@@ -31,9 +31,9 @@ from remote_vae_serve.families.layouts import (
     SHUFFLED,
     SQUARE_TOKENS,
     VIDEO,
-    packed,
     shuffle,
 )
+from remote_vae_serve.families.packed_layouts import packed
 from remote_vae_serve.families.pixel_ranges import UNIT
 from remote_vae_serve.families.tile_rules import tile_by_strides, tile_squares
 

@@ -28,14 +28,8 @@ from remote_vae_serve.families.decoders import (
 )
 from remote_vae_serve.families.family import Family, LatentSpace
 from remote_vae_serve.families.latent_scaling import IDENTITY, INVERTED, OF_SIGMA, ROUNDED, SCALED_ONE_WAY, STATISTICS
-from remote_vae_serve.families.layouts import (
-    CHANNELS_LAST,
-    FRAMES_FIRST,
-    IMAGES_AS_FRAMES,
-    TARGET_TOKENS,
-    VIDEO,
-    packed,
-)
+from remote_vae_serve.families.layouts import CHANNELS_LAST, FRAMES_FIRST, IMAGES_AS_FRAMES, VIDEO
+from remote_vae_serve.families.packed_layouts import TARGET_TOKENS, packed
 from remote_vae_serve.families.pixel_ranges import BYTES_BY_128, NORMED
 from remote_vae_serve.families.tile_rules import tile_by_factors, tile_by_strides, tile_with_latents
 

@@ -21,7 +21,7 @@ JPEG_QUALITY = 90
 
 
 def write(pixels: HostCopy, output: Output, fps: float) -> Result:
-    """The reply for what left the device.
+    """Encode pixels as the output asks for, and make the reply of them.
 
     Args:
         pixels: of what `postprocess.to_output` made for the same output.

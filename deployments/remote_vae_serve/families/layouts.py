@@ -285,8 +285,8 @@ def _grid(
 
 
 def _unpack_target(latents: torch.Tensor, space: LatentNumbers, hints: RequestHints) -> torch.Tensor:
-    """Unpack tokens `[B, N, C, 1, 2, 2]`, 2 x 2 patches of one frame, to `[B, C, 1, h, w]`: those of the picture come first,
-    the others are what it was made from."""
+    """Unpack tokens `[B, N, C, 1, 2, 2]` to `[B, C, 1, h, w]`: those of the picture come first, what it was made from after
+    them."""
     _check_size(latents, space, hints)
     batch, tokens = latents.shape[:2]
     rows, columns = ((edge or 0) // (2 * space.ratio) for edge in (hints.height, hints.width))

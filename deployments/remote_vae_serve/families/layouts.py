@@ -285,8 +285,7 @@ def _grid(
 
 
 def _unpack_target(latents: torch.Tensor, space: LatentNumbers, hints: RequestHints) -> torch.Tensor:
-    """Unpack tokens `[B, N, C, 1, 2, 2]` to `[B, C, 1, h, w]`: those of the picture come first, what it was made from after
-    them."""
+    """Unpack tokens `[B, N, C, 1, 2, 2]` to `[B, C, 1, h, w]`: those of the picture come first, others are dropped."""
     _check_size(latents, space, hints)
     batch, tokens = latents.shape[:2]
     rows, columns = ((edge or 0) // (2 * space.ratio) for edge in (hints.height, hints.width))

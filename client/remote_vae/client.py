@@ -1,5 +1,5 @@
-"""`remote_decode`, `remote_encode`, `RemoteVAE`: thin shells. What is said and what comes back is in `calls` and
-`encode_calls`, the way there and back in `transports` and `handles`. `AsyncRemoteVAE` is in `async_client`."""
+"""The blocking client: `remote_decode`, `remote_encode`, `RemoteVAE`, thin shells. Arguments and results are in `calls`, the way
+there and back in `transports`. `AsyncRemoteVAE` is in `async_client`."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def remote_decode(
         as_ref: through a handle only: return the Ray ObjectRef of the result (`open_result` reads it).
         hints: what the shape and the model's config do not tell, such as `num_frames`: the names and meanings of `hints.Hints`.
 
-    `timeout` to `wire_dtype` are those of `RemoteVAE`, the other arguments those of `calls.DecodeCall`.
+    `timeout` to `wire_dtype` are those of `RemoteVAE`, the other arguments those of `DecodeCall`.
 
     Returns:
         A PIL image (a list of them for several), a tensor in kind with `tensor`, or the bytes of an mp4.
@@ -110,7 +110,7 @@ def remote_encode(
         endpoint: URL of a model (`http://host:8000/sd-v1`), or a Ray Serve handle of one.
         hints: what the picture and the model's config do not tell: the names and meanings of `hints.Hints`.
 
-    `timeout` to `wire_dtype` are those of `RemoteVAE`, the other arguments those of `encode_calls.EncodeCall`.
+    `timeout` to `wire_dtype` are those of `RemoteVAE`, the other arguments those of `EncodeCall`.
 
     Returns:
         Latents `[B, C, h, w]` or `[B, C, T, h, w]`: torch where torch was handed in or is imported anyway, else numpy.

@@ -1,4 +1,5 @@
-"""One call from end to end: its requests are sent, their results are read; and what is done where one cannot be read."""
+"""A client call from end to end: its requests are sent by a transport, their results are read, with a fallback where one
+cannot be."""
 
 from __future__ import annotations
 

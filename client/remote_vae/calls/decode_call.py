@@ -1,4 +1,4 @@
-"""What the user says and what the user gets back: `DecodeCall` turns the arguments of `decode` into requests, and their
+"""Arguments and result of a `decode` on the client: `DecodeCall` turns the arguments of `decode` into requests, and their
 results into a picture, pictures, a video or a tensor. Pure; `client` puts a transport in between."""
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ class DecodeCall:
 
 
 def scaling_of(do_scaling: bool | None, factor: float | None, shift: float | None) -> Scaling:
-    """What the three arguments of the Hugging Face helpers mean together."""
+    """The scaling that do_scaling, scaling_factor and shift_factor of the Hugging Face helpers mean together."""
     if not do_scaling:
         return Scaling()
     return Scaling(own=True) if factor is None and shift is None else Scaling(False, factor, shift)

@@ -1,4 +1,4 @@
-"""What the user says and gets back of an encode: `EncodeCall`, the counterpart of `calls.DecodeCall`. Pure."""
+"""Arguments and result of an `encode` on the client: `EncodeCall`, the counterpart of `DecodeCall`. Pure."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class EncodeCall:
         scaling_factor, shift_factor: `(z - shift_factor) * scaling_factor`.
         do_scaling: True applies the model's own convention where no factor is given; False applies factors only where
             they are given, as the Hugging Face helper.
-        sample_mode: `sample`, `argmax` or `moments`: see `encoding.SampleMode`.
+        sample_mode: `sample`, `argmax` or `moments`: see `encode_request.SampleMode`.
         seed: of the sample.
         wire_dtype: dtype in which float pixels travel; None for their own.
         hints: what the picture and the model's config do not tell; most models need none.

@@ -1,4 +1,4 @@
-"""`DecodeRequest`: latents to decode, and what is to come of them; how it is written and read on either door."""
+"""`DecodeRequest`: latents and the output that is asked for; how it is serialized for HTTP and for a Ray handle."""
 
 from __future__ import annotations
 

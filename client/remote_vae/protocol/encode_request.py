@@ -1,5 +1,5 @@
-"""`EncodeRequest`: a picture or pixels to encode, and what of the distribution is wanted; how it is written and read on either
-door."""
+"""`EncodeRequest`: a picture or pixels, and what of the latent distribution is asked for; how it is serialized for HTTP and for a
+Ray handle."""
 
 from __future__ import annotations
 

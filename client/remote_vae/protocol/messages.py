@@ -1,4 +1,4 @@
-"""A POST of the protocol, whichever of its generations wrote it: `Message` says the same of all of them.
+"""`Message`: the body, query and headers of a POST, the same for every version of the protocol.
 
 v0 sent JSON with everything in it. v1 sent a query, and base64 in JSON or raw bytes. Today's clients send a query and raw
 bytes; to encode, those of a picture, with no Content-Type at all.

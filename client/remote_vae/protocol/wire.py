@@ -1,5 +1,5 @@
-"""What every request and result has in common, as nouns: `Scaling`, `Provenance`, `Result`; and how a result is written on
-either door. The requests are in `decoding` and `encoding`.
+"""`Scaling`, `Provenance` and `Result`, which decode and encode share, and how a result is serialized for HTTP and for a Ray
+handle. The requests are in `decode_request` and `encode_request`.
 
 Pure: nothing here reads a socket or a file. HTTP is the Hugging Face Remote VAE protocol (query parameters, a raw body,
 `shape` and `dtype` headers back); a Ray handle carries a tuple of plain values that starts with `PROTOCOL`.

@@ -1,4 +1,4 @@
-"""Why a connection failed: what lies below a ConnectionError of `requests`, which says no more than that."""
+"""Causes of a failed connection: what lies below a ConnectionError of `requests`, which says no more than that."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From what the user calls an endpoint to the transport that leads there."""
+"""The transport for an endpoint: a URL, a Ray Serve handle, a local fallback behind either."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The in-cluster door: requests through a Ray Serve deployment handle. The client's one door to Ray, beside
+"""`HandleTransport`: requests through a Ray Serve deployment handle, in its cluster. What it leans on in Ray is in
 `ray_internals`.
 
 Tensors cross as numpy views inside a tuple of plain values (12 ms at 50 MB, where a pickled torch tensor takes 174), by

@@ -1,4 +1,4 @@
-"""How long a client waits and how often it tries: `RetryPolicy`, and `RetryState`, which counts down one call's."""
+"""Retries with exponential backoff: `RetryPolicy`, time-outs, deadline and retries; and `RetryState`, those of one call."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NOT_WORTH_ANOTHER = (ModelFailed, UntrustedCertificate)
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """What the user grants.
+    """The retry policy of a client: time-out of one try, deadline of all, number of retries.
 
     Attributes:
         timeout: seconds for one try.
@@ -94,7 +94,7 @@ DEFAULT_POLICY = RetryPolicy()
 
 
 class RetryState:
-    """The tries of one call. Not thread-safe: each call has its own."""
+    """The retry state of one call: retries and time that are left. Not thread-safe: each call has its own."""
 
     def __init__(self, policy: RetryPolicy) -> None:
         self._policy = policy

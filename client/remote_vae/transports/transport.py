@@ -49,6 +49,7 @@ class Transport(ABC):
         return await self.send_with_retries_async(RetryState(self.retry_policy), request)
 
     def send_with_retries(self, state: RetryState, request: Request) -> Result:
+        """As `send_one`, within a retry state that began earlier: the deadline of a batch is the whole call's."""
         while True:
             try:
                 return self.try_one(self._granted(state, request))
@@ -56,6 +57,7 @@ class Transport(ABC):
                 time.sleep(state.pause_after(error))
 
     async def send_with_retries_async(self, state: RetryState, request: Request) -> Result:
+        """The same without blocking the event loop."""
         while True:
             try:
                 return await self._try_async(state, request)

@@ -18,7 +18,7 @@ from remote_vae_serve.codecs.png import to_png
 
 
 def write(pixels: HostCopy, output: Output, fps: float) -> Result:
-    """The reply for what left the device.
+    """Encode pixels as the output asks for, and make the reply of them.
 
     Args:
         pixels: of what `postprocess.to_output` made for the same output.

@@ -1,4 +1,5 @@
-"""`HostCopy`: a tensor on its way from the device to the host, usable piece by piece while the rest is still coming."""
+"""`HostCopy`: an asynchronous copy of a tensor from device to pinned host memory, usable piece by piece while the rest is
+coming."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ PIECE = 2**25
 
 
 class HostCopy:
-    """A copy that was started on the current CUDA stream; on the CPU the tensor itself.
+    """An asynchronous device-to-host copy, started on the current CUDA stream; on the CPU the tensor itself, contiguous.
 
     Args:
         tensor: on the device. It is kept until the copy has ended.

@@ -1,4 +1,4 @@
-"""Frames to an mp4: H.264 in yuv420p with its index in front, so that a browser plays it while it loads. Made by ffmpeg,
+"""MP4 encoder of frames: H.264 in yuv420p with its index in front, so that a browser plays it while it loads. Made by ffmpeg,
 fed through a pipe, written to memory: no file, named or not, touches a disk."""
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ def to_mp4(pieces: Iterable[torch.Tensor], shape: tuple[int, ...], fps: float) -
             many colour samples as pixels along each edge.
         shape: of all of them, `[T, H, W, 3]`.
         fps: frames a second.
+
+    Returns:
+        The file.
 
     Raises:
         InternalError: the encoder failed.

@@ -18,7 +18,7 @@ COLOUR_TYPES = {3: 2, 4: 6}
 
 
 def to_png(pixels: npt.NDArray[np.uint8]) -> bytes:
-    """A PNG of pixels `[H, W, 3]`, or `[H, W, 4]` with alpha."""
+    """The bytes of a PNG file of uint8 pixels `[H, W, 3]`, or `[H, W, 4]` with alpha."""
     height, width, channels = pixels.shape
     lines = pixels.reshape(height, width * channels)
     filtered = np.empty((height, 1 + width * channels), np.uint8)

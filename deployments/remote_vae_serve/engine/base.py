@@ -82,7 +82,7 @@ class NotTogether(Exception):
 
 
 class Engine(ABC):
-    """One model on one device. `decode` and `encode` are called from one thread at a time.
+    """An autoencoder on one device. `decode` and `encode` are called from one thread at a time.
 
     Args:
         on_event: told of what an operator counts.

@@ -16,7 +16,7 @@ Run = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class Operation:
-    """What is done, and what the request says of how.
+    """A decode or an encode, with the request's hints.
 
     Attributes:
         hints: of a decode; their seed matters to nobody who only counts.

@@ -1,4 +1,5 @@
-"""`TilingPlan`: whether a batch is decoded whole, sample by sample, or in tiles, and of which size; a model with tiling on.
+"""`TilingPlan`: tiling of a batch: whether it is decoded whole, sample by sample, or in tiles, and of which size; a model with
+tiling on.
 
 Diffusers' models have their tiling in switches on the module. Nobody turns one here on a module that others use: a plan is a view
 of its own, with the same weights.
@@ -18,7 +19,7 @@ SIZES = (1024, 768, 512, 384, 256)
 
 @dataclass(frozen=True)
 class TilingPlan:
-    """How to decode or to encode.
+    """The tiling of a decode or an encode.
 
     Attributes:
         tile: pixels along the edge of a tile; None works on the whole picture at once.

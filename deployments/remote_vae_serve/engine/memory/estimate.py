@@ -43,7 +43,7 @@ FAILURE, MOST_OF_FAILURES = 1.1, 1.5
 
 
 class MemoryEstimator:
-    """What requests to one model will take on top of its weights. Thread-safe.
+    """Estimates the peak memory of decodes and encodes of one model, in bytes, on top of its weights. Thread-safe.
 
     Args:
         model: of the class and the dtype in question, on the meta device.
@@ -78,11 +78,16 @@ class MemoryEstimator:
         return self.of(ENCODE, shape, plan)
 
     def of(self, operation: Operation, shape: tuple[int, ...], plan: TilingPlan) -> int:
-        """As `decode` or `encode`, whatever is said of how."""
+        """Bytes at the peak of an operation, as `decode` and `encode` say it; with the hints of the request."""
         return int(self._counted(operation.unseeded, shape, plan) * self._excess)
 
     def learn(self, predicted: int, taken: int) -> None:
-        """Remember that more was taken than predicted: workspaces of convolutions, what an allocator cannot use."""
+        """Correct later estimates by what an operation took: workspaces of convolutions, fragmentation of the allocator.
+
+        Args:
+            predicted: bytes that were estimated; 0, for nothing known, teaches nothing.
+            taken: bytes that the allocator held at the peak, less those before. Only more than predicted is learned.
+        """
         if not predicted:
             return
         with self._learning:
@@ -90,7 +95,8 @@ class MemoryEstimator:
             self._excess = min(MOST_EXCESS, max(self._excess, excess))
 
     def learn_of_failure(self) -> None:
-        """Remember that memory ran out where it should not have. By a step: nobody knows how much was missing."""
+        """Raise later estimates by a step (`FAILURE`), after an operation that ran out of memory: nobody knows how much was
+        missing."""
         with self._learning:
             self._excess = max(self._excess, min(MOST_OF_FAILURES, self._excess * FAILURE))
 

@@ -96,6 +96,7 @@ class DeviceWorker:
         self._enter, self._on_idle, self._probe = enter, on_idle, probe
         self._fault: str | None = None
         self._waiting: deque[Job] = deque()
+        self._taken: list[Job] = []  # those that run
         self._running: tuple[float, float] | None = None  # since when, and for how long as far as can be told
         self._changed = threading.Condition()
         self._closed = False
@@ -145,10 +146,10 @@ class DeviceWorker:
     def _work(self) -> None:
         try:
             with self._enter(), torch.inference_mode():
-                while jobs := self._next():
-                    self._run_guarded(jobs)
+                while self._next():
+                    self._run_guarded(self._taken)
                     self._running = None
-                    del jobs  # or an idle device would hold the last request's latents and pixels
+                    self._taken = []  # or an idle device would hold the last request's latents and pixels
         except BaseException:
             logger.exception("the device's thread ends")
         finally:
@@ -168,27 +169,29 @@ class DeviceWorker:
         """Nothing will run any more: who waits is told so."""
         with self._changed:
             self._fault = self._fault or ENDED
-            waiting, self._waiting = self._waiting, deque()
-        for job in waiting:
-            if job.done.set_running_or_notify_cancel():
+            left, self._taken, self._waiting = [*self._taken, *self._waiting], [], deque()
+        for job in left:
+            if not job.done.done() and (job.done.running() or job.done.set_running_or_notify_cancel()):
                 job.done.set_exception(being_replaced())
 
-    def _next(self) -> list[Job]:
-        """The first job that is still wanted and those that may run with it; empty when closed, or of no use."""
+    def _next(self) -> bool:
+        """Take the first job that is still wanted and those that may run with it; False when closed, or of no use."""
         pause: float | None = PAUSE_S
         while self._fault is None:
             with self._changed:
                 is_pause = not self._changed.wait_for(lambda: self._waiting or self._closed, pause)
                 while self._waiting:
-                    first = self._waiting.popleft()
-                    if _starts(first):
-                        return [first, *self._batch_with(first)]
+                    self._taken = [self._waiting.popleft()]
+                    if _starts(self._taken[0]):
+                        self._take_with(self._taken[0])
+                        return True
+                    self._taken = []
                 if self._closed:
-                    return []
+                    return False
             if is_pause:  # not under the lock: who submits work never waits for this
                 self._rest()
                 pause = None
-        return []
+        return False
 
     def _rest(self) -> None:
         if (fault := self._probe()) is not None:
@@ -199,22 +202,18 @@ class DeviceWorker:
         except Exception:
             logger.exception("in a pause the device could not be tidied")
 
-    def _batch_with(self, first: Job) -> list[Job]:
-        """The jobs that wait and may run as one batch with the first."""
-        others: list[Job] = []
-        size, limit = len(first.batch), first.batch_limit
+    def _take_with(self, first: Job) -> None:
+        """Take the jobs that wait and may run as one batch with the first."""
         if first.batch_key is None:
-            return others
-        left: deque[Job] = deque()
-        while self._waiting:
-            job = self._waiting.popleft()
+            return
+        size, limit = len(first.batch), first.batch_limit
+        for job in tuple(self._waiting):
             if not _fits(job, first, size, limit):
-                left.append(job)
-            elif _starts(job):
-                others.append(job)
+                continue
+            self._waiting.remove(job)
+            if _starts(job):
+                self._taken.append(job)
                 size, limit = size + len(job.batch), min(limit, job.batch_limit)
-        self._waiting = left
-        return others
 
     def _run(self, jobs: Sequence[Job]) -> None:
         if self._fault is not None:  # found by another of their batch
@@ -271,6 +270,10 @@ class DeviceWorker:
 def _without_tensors(error: BaseException) -> BaseException:
     """The error with its traceback as text: one of frames keeps their tensors on the device, and the job, which keeps the error,
     until the garbage collector comes round."""
+    if not isinstance(error, Exception):  # who waits is an event loop, and would end with it
+        return _without_tensors(
+            RuntimeError(f"a job raised {type(error).__name__}").with_traceback(error.__traceback__)
+        )
     if not isinstance(error, RemoteVAEError):
         error.__cause__ = _Traceback("".join(traceback.format_exception(type(error), error, error.__traceback__)))
     else:

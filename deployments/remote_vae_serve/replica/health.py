@@ -19,9 +19,16 @@ from remote_vae_serve.processing.finite import is_finite
 logger = logging.getLogger("ray.serve")
 
 EDGE = 4
-SHAPES = (("batch", "channels", "rows", "columns"), ("batch", "channels", "frames", "rows", "columns"))
-"""Of latents that are probed with, the first of them that the model takes: a small picture, or one frame of a video. What takes
-neither is not probed: tokens, clips of many frames, a decoder that wants to be told a timestep."""
+SHAPES = (
+    ("batch", "channels", "rows", "columns"),
+    ("batch", "channels", "frames", "rows", "columns"),
+    ("batch", "doubled", "frames", "rows", "columns"),
+)
+"""Of latents that are probed with, the first of them that the model takes: a small picture, or one frame of a video. A model that
+takes none of them is not probed: tokens alone, or clips of many frames, which cost too much."""
+SAID = {"seed": 0, "decode_timestep": 0.0, "sigma_data": 0.5}
+"""Hints for those that take them, where the application has not said: who draws noise draws the same, and who wants to be told
+something is."""
 RETRY_AFTER_S = 3.0
 """Serve replaces a replica that failed three checks in a row: at two seconds a check, within two tries of a client."""
 NOT_FINITE = "the model decodes a small fixed latent to NaN or infinity"
@@ -47,10 +54,13 @@ class Probe:
         self._request: DecodeRequest | None = None
         if not engine.is_probed:
             return
-        sizes = {"batch": 1, "channels": engine.space.channels, "frames": 1, "rows": EDGE, "columns": EDGE}
-        for names in SHAPES:
-            latents = torch.randn([sizes[name] for name in names], generator=torch.Generator().manual_seed(0))
-            request = DecodeRequest(from_array(latents), Scaling(own=True), Output.PT, hints=Hints(seed=0))
+        channels = engine.space.channels
+        sizes = {"batch": 1, "channels": channels, "doubled": 2 * channels, "frames": 1, "rows": EDGE, "columns": EDGE}
+        names = set(SAID).intersection(engine.space.takes).difference(engine.hints.given())
+        hints = Hints.from_plain({name: SAID[name] for name in names})
+        for axes in SHAPES:
+            latents = torch.randn([sizes[axis] for axis in axes], generator=torch.Generator().manual_seed(0))
+            request = DecodeRequest(from_array(latents), Scaling(own=True), Output.PT, hints=hints)
             try:
                 finite = self._is_finite(request)
             except RemoteVAEError:  # no latents of this model, or no memory for them now
@@ -58,12 +68,13 @@ class Probe:
             except Exception as error:
                 if "CUDA error" in str(error):
                     raise ModelFailed(f"The device fails: {_in_words(error)}") from error
-                logger.info("%s cannot be probed with %s: %s", engine.space.class_name, names, _in_words(error))
+                logger.info("%s cannot be probed with %s: %s", engine.space.class_name, axes, _in_words(error))
                 continue
             if not finite:
                 raise ModelFailed(f"Its weights are of no use: {NOT_FINITE}")
             self._request = request
             return
+        logger.info("%s takes no latents as small as a health check's; it is served without", engine.space.class_name)
 
     @property
     def shape(self) -> tuple[int, ...] | None:

@@ -11,7 +11,7 @@ import pytest
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from remote_vae_serve import proxy
+from remote_vae_serve.middleware import settings
 from remote_vae_serve.proxy import middlewares
 
 LIMIT = 1000
@@ -23,11 +23,11 @@ def wrap(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ASGIApp]:
     """An app in the layers that the environment asks for, put together as Serve does."""
 
     def wrapped(app: ASGIApp, tokens: str | None = None) -> ASGIApp:
-        monkeypatch.setenv(proxy.MAX_BODY_MIB, str(LIMIT / 2**20))
+        monkeypatch.setenv(settings.MAX_BODY_MIB, str(LIMIT / 2**20))
         if tokens is None:
-            monkeypatch.delenv(proxy.TOKENS, raising=False)
+            monkeypatch.delenv(settings.TOKENS, raising=False)
         else:
-            monkeypatch.setenv(proxy.TOKENS, tokens)
+            monkeypatch.setenv(settings.TOKENS, tokens)
         for layer in middlewares():
             app = layer.cls(app, *layer.args, **layer.kwargs)
         return app

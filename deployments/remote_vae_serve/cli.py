@@ -18,6 +18,7 @@ import click
 
 from remote_vae.ray_internals import FAST_VARIABLES, MIDDLEWARE_VARIABLE, haproxy_defaults
 from remote_vae_serve import proxy
+from remote_vae_serve.middleware import settings
 
 if TYPE_CHECKING:
     from remote_vae_serve.config import VAEConfig
@@ -49,7 +50,7 @@ def main() -> None:
     "--token",
     "tokens",
     multiple=True,
-    help=f"Let in only who sends this token; may be repeated. {proxy.TOKENS} in the environment (comma separated) does not "
+    help=f"Let in only who sends this token; may be repeated. {settings.TOKENS} in the environment (comma separated) does not "
     "show in the list of processes.",
 )
 @click.option(
@@ -81,16 +82,16 @@ def run(config: Path, haproxy: bool, tokens: tuple[str, ...], max_body_mib: floa
         _fail("--token takes one token, without commas; repeat it for more", code=2)
     variables = {
         MIDDLEWARE_VARIABLE: proxy.IMPORT_PATH,
-        proxy.MAX_BODY_MIB: str(max_body_mib or checked.max_body_mib),
-        **({proxy.TOKENS: ",".join(tokens)} if tokens else {}),
+        settings.MAX_BODY_MIB: str(max_body_mib or checked.max_body_mib),
+        **({settings.TOKENS: ",".join(tokens)} if tokens else {}),
         **(FAST_VARIABLES if haproxy else {}),
         **(haproxy_defaults(proxy.haproxy_errors()) if address == "local" else {}),
     }
     try:
-        settings = proxy.Settings.of(os.environ | variables)
+        read = settings.Settings.of(os.environ | variables)
     except ValueError as error:
         _fail(str(error), code=2)
-    if not settings.tokens and checked.host not in ("127.0.0.1", "localhost", "::1"):
+    if not read.tokens and checked.host not in ("127.0.0.1", "localhost", "::1"):
         click.echo(f"No token is set: whoever reaches {checked.host}:{checked.port} may use this server.", err=True)
     if address != "local":
         click.echo(

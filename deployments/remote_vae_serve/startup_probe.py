@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 import yaml
 
 from remote_vae.ray_internals import MIDDLEWARE_VARIABLE, HTTPTarget, http_targets, serve_run, start_serve
-from remote_vae_serve.proxy import TOKENS, Settings
+from remote_vae_serve.middleware.settings import TOKENS, Settings
 
 PATH = "/-/routes"
 """Answered by Serve itself, never by an application: only what is in front of Serve can refuse it."""

@@ -17,6 +17,7 @@ from remote_vae import ray_internals
 from remote_vae_serve import proxy
 from remote_vae_serve.app import vae
 from remote_vae_serve.config import IngressConfig, VAEConfig
+from remote_vae_serve.middleware import settings
 
 __all__ = ["crd"]  # a fixture
 
@@ -61,7 +62,7 @@ def test_every_ray_container_has_what_the_launcher_sets() -> None:
         | ray_internals.haproxy_defaults(proxy.haproxy_errors())
         | {ray_internals.MIDDLEWARE_VARIABLE: proxy.IMPORT_PATH}
     )
-    limit = {proxy.MAX_BODY_MIB: str(by_name(SOURCE)["remote-vae"]["args"]["max_body_mib"])}
+    limit = {settings.MAX_BODY_MIB: str(by_name(SOURCE)["remote-vae"]["args"]["max_body_mib"])}
     for container, before in zip(containers(WITH_HAPROXY), containers(MANIFEST), strict=True):
         added = container["env"][len(before.get("env", [])) :]
         assert container | {"env": added} == before | {"env": added}
@@ -69,29 +70,29 @@ def test_every_ray_container_has_what_the_launcher_sets() -> None:
         assert {one["name"]: one["value"] for one in added if "value" in one} == launcher | limit
         names = [variable["name"] for variable in container["env"]]
         assert len(names) == len(set(names))
-    assert generate.MAX_BODY_MIB == proxy.MAX_BODY_MIB
+    assert generate.MAX_BODY_MIB == settings.MAX_BODY_MIB
 
 
 def test_tokens_come_from_an_optional_secret_and_stand_nowhere_in_the_manifest() -> None:
     for container in containers(WITH_HAPROXY):
-        (tokens,) = [variable for variable in container["env"] if variable["name"] == proxy.TOKENS]
+        (tokens,) = [variable for variable in container["env"] if variable["name"] == settings.TOKENS]
         secret = {"name": "remote-vae-tokens", "key": "tokens", "optional": True}
-        assert tokens == {"name": proxy.TOKENS, "valueFrom": {"secretKeyRef": secret}}
+        assert tokens == {"name": settings.TOKENS, "valueFrom": {"secretKeyRef": secret}}
 
 
 def test_the_proxy_starts_with_these_variables() -> None:
     environment = {
         variable["name"]: variable.get("value", "one,two") for variable in containers(WITH_HAPROXY)[0]["env"]
     }
-    assert proxy.Settings.of(environment) == proxy.Settings(256 * 2**20, ("one", "two"))
+    assert settings.Settings.of(environment) == settings.Settings(256 * 2**20, ("one", "two"))
 
 
 def test_a_limit_that_is_not_stated_is_left_to_the_default_of_the_ingress() -> None:
     config = copy.deepcopy(SOURCE)
     del by_name(config)["remote-vae"]["args"]["max_body_mib"]
     manifest = yaml.safe_load(generate.generate(yaml.safe_dump(config), *TEXTS[1:]))
-    assert proxy.MAX_BODY_MIB not in [variable["name"] for one in containers(manifest) for variable in one["env"]]
-    assert proxy.Settings.of({}).max_body == IngressConfig().max_body
+    assert settings.MAX_BODY_MIB not in [variable["name"] for one in containers(manifest) for variable in one["env"]]
+    assert settings.Settings.of({}).max_body == IngressConfig().max_body
 
 
 def test_nothing_else_changes_and_the_crd_knows_every_field(crd: Any) -> None:

@@ -18,7 +18,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from proxied import LIMIT, TOKENS, Echo, assert_json_error, error_of, exchange, wrap
 from remote_vae import errors
 from remote_vae_serve import proxy
-from remote_vae_serve.proxy import Settings, SizeLimit, middlewares
+from remote_vae_serve.middleware import settings
+from remote_vae_serve.middleware.settings import Settings
+from remote_vae_serve.middleware.size_limit import SizeLimit
+from remote_vae_serve.proxy import middlewares
 
 __all__ = ["wrap"]  # a fixture
 
@@ -302,13 +305,13 @@ def test_a_stream_passes_message_by_message(wrap: Any) -> None:
 @pytest.mark.parametrize(
     ("environment", "name"),
     [
-        ({proxy.MAX_BODY_MIB: "many"}, proxy.MAX_BODY_MIB),
-        ({proxy.MAX_BODY_MIB: "-1"}, proxy.MAX_BODY_MIB),
-        ({proxy.MAX_BODY_MIB: "nan"}, proxy.MAX_BODY_MIB),
-        ({proxy.MAX_BODY_MIB: "inf"}, proxy.MAX_BODY_MIB),
-        ({proxy.TOKENS: ""}, proxy.TOKENS),
-        ({proxy.TOKENS: " , "}, proxy.TOKENS),
-        ({proxy.TOKENS: "s3cret\u2603"}, proxy.TOKENS),
+        ({settings.MAX_BODY_MIB: "many"}, settings.MAX_BODY_MIB),
+        ({settings.MAX_BODY_MIB: "-1"}, settings.MAX_BODY_MIB),
+        ({settings.MAX_BODY_MIB: "nan"}, settings.MAX_BODY_MIB),
+        ({settings.MAX_BODY_MIB: "inf"}, settings.MAX_BODY_MIB),
+        ({settings.TOKENS: ""}, settings.TOKENS),
+        ({settings.TOKENS: " , "}, settings.TOKENS),
+        ({settings.TOKENS: "s3cret\u2603"}, settings.TOKENS),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused_without_telling_a_token(
@@ -322,7 +325,7 @@ def test_settings_that_cannot_be_meant_are_refused_without_telling_a_token(
 def test_no_token_shows_where_serve_logs_its_options(wrap: Any) -> None:
     wrap(Echo(), "s3cret")
     assert "s3cret" not in repr(middlewares())
-    assert Settings.of({proxy.TOKENS: " s3cret ,other"}).tokens == ("s3cret", "other")
+    assert Settings.of({settings.TOKENS: " s3cret ,other"}).tokens == ("s3cret", "other")
 
 
 def test_it_imports_neither_ray_nor_torch() -> None:

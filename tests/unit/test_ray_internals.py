@@ -42,7 +42,10 @@ from starlette.middleware import Middleware
 from remote_vae import ray_internals
 from remote_vae_serve import scaling
 from remote_vae_serve.ingress.ingress import Ingress
-from remote_vae_serve.proxy import IMPORT_PATH, JSONErrors, SizeLimit, Tokens, haproxy_errors, middlewares
+from remote_vae_serve.middleware.json_errors import JSONErrors
+from remote_vae_serve.middleware.size_limit import SizeLimit
+from remote_vae_serve.middleware.tokens import Tokens
+from remote_vae_serve.proxy import IMPORT_PATH, haproxy_errors, middlewares
 from remote_vae_serve.replica.replica import VAE
 
 ROOT = Path(__file__).parents[2]

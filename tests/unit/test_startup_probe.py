@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from local_server import free_port
 from remote_vae.ray_internals import HTTPTarget
 from remote_vae_serve import proxy, startup_probe
+from remote_vae_serve.middleware import settings
 from remote_vae_serve.startup_probe import MiddlewareMissing, Probe, refusal
 from served import served
 
@@ -28,9 +29,9 @@ async def serves(scope: Scope, receive: Receive, send: Send) -> None:
 @pytest.fixture(params=[None, "one,two"], ids=["no tokens", "tokens"])
 def tokens(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str | None]:
     if request.param is None:
-        monkeypatch.delenv(proxy.TOKENS, raising=False)
+        monkeypatch.delenv(settings.TOKENS, raising=False)
     else:
-        monkeypatch.setenv(proxy.TOKENS, request.param)
+        monkeypatch.setenv(settings.TOKENS, request.param)
     return request.param
 
 
@@ -68,7 +69,7 @@ def test_a_process_without_it_is_named(tokens: str | None, monkeypatch: pytest.M
 
 
 def test_a_node_that_has_the_middleware_and_lacks_the_tokens_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(proxy.TOKENS, raising=False)
+    monkeypatch.delenv(settings.TOKENS, raising=False)
     with served(protected()) as url:
         answering(monkeypatch, target(url))
         with pytest.raises(MiddlewareMissing):
@@ -114,7 +115,7 @@ def begun(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> list[str]:
 def test_with_tokens_nothing_is_deployed_and_the_sentence_says_what_to_do(
     changed: bool, begun: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv(proxy.TOKENS, "one")
+    monkeypatch.setenv(settings.TOKENS, "one")
     with served(serves) as url:
         answering(monkeypatch, target(url))
         if changed:
@@ -129,7 +130,7 @@ def test_with_tokens_nothing_is_deployed_and_the_sentence_says_what_to_do(
 
 
 def test_a_replica_that_comes_later_ends_what_was_deployed(begun: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(proxy.TOKENS, "one")
+    monkeypatch.setenv(settings.TOKENS, "one")
     with served(serves) as url:
         monkeypatch.setattr(startup_probe, "http_targets", lambda: [target(url)] if "deployed" in begun else [])
         with pytest.raises(SystemExit, match="1"):
@@ -140,7 +141,7 @@ def test_a_replica_that_comes_later_ends_what_was_deployed(begun: list[str], mon
 def test_without_tokens_it_is_said_and_served_all_the_same(
     begun: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delenv(proxy.TOKENS, raising=False)
+    monkeypatch.delenv(settings.TOKENS, raising=False)
 
     def sleep(_: float) -> None:
         raise KeyboardInterrupt

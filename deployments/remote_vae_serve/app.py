@@ -20,7 +20,7 @@ logger = logging.getLogger("ray.serve")
 
 HEALTH_CHECK_PERIOD_S = 2.0
 """Serve replaces a replica after three failed checks. At its own ten seconds that is half a minute of 503s, longer than a client
-with the usual three retries waits; a check here takes microseconds."""
+with the usual three retries waits; a check here takes less than a millisecond."""
 
 
 def ingress(args: IngressConfig) -> Application:

@@ -30,7 +30,7 @@ SAID = {"seed": 0, "decode_timestep": 0.0, "sigma_data": 0.5}
 """Hints for those that take them, where the application has not said: who draws noise draws the same, and who wants to be told
 something is."""
 RETRY_AFTER_S = 3.0
-"""Serve replaces a replica that failed three checks in a row: at two seconds a check, within two tries of a client."""
+"""Serve replaces a replica that failed three checks in a row: at two seconds a check, before a client's third retry."""
 NOT_FINITE = "the model decodes a small fixed latent to NaN or infinity"
 
 

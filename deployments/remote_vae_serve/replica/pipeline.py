@@ -126,7 +126,7 @@ class Pipeline:
         return self._worker.wait_s() > max(BUSY_S, BUSY_FACTOR * own_s)
 
     def fault(self) -> str | None:
-        """Why nothing can be answered here any more; None where it can, however busy it is. Takes microseconds."""
+        """Why nothing can be answered here any more; None where it can, however busy it is: it waits for nothing."""
         if (fault := self._worker.fault) is not None:
             return fault
         for pool in (self._unpackers, self._writers):

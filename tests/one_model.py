@@ -13,14 +13,13 @@ import torch
 from starlette.testclient import TestClient
 
 from in_process import InProcess, diffusers_engine, pipeline_of
+from limits import PATIENCE_S
 from remote_vae.protocol.decode_request import DecodeRequest, Output
 from remote_vae.protocol.tensors import from_array, to_torch
 from remote_vae.protocol.wire import Result
 from remote_vae_serve.engine.memory.estimate import LiveBytes
 from remote_vae_serve.http.app import create_app
 from remote_vae_serve.replica.device_worker import Job
-
-WAIT_S = 10.0
 
 
 class OneModel:
@@ -63,7 +62,7 @@ class OneModel:
 
         def hold(batch: torch.Tensor) -> tuple[torch.Tensor, None]:
             held.set()
-            assert go.wait(WAIT_S)
+            assert go.wait(PATIENCE_S)
             return batch, None
 
         async def ask() -> list[Any]:
@@ -77,7 +76,7 @@ class OneModel:
             return await asyncio.gather(*tasks, return_exceptions=True)
 
         device.submit(Job(torch.zeros(1), hold, lambda part: None))
-        assert held.wait(WAIT_S)
+        assert held.wait(PATIENCE_S)
         return asyncio.run(ask())
 
     def decode(self, z: torch.Tensor) -> tuple[torch.Tensor, str]:

@@ -32,7 +32,7 @@ from wire_clients import Sent
 
 DOCS = Path(__file__).parents[1] / "docs" / "clients.md"
 BEGIN, END = "<!-- table: client x model kind -->", "<!-- end of the table -->"
-TIMEOUT_S = 60
+TIMEOUT_S = 300
 
 
 @lru_cache

@@ -20,24 +20,25 @@ from diffusers.utils import logging
 from ray import serve
 from ray.serve import RunTarget
 
+from limits import WAIT_S
 from local_server import free_port
 from remote_vae_serve.app import ingress, vae
 from remote_vae_serve.config import IngressConfig, VAEConfig
 from samples import KINDS, save_tiny_vae
 
 GPUS = 4
-PATIENCE_S = 300.0
-"""For what takes a second or two, on a machine that has other work as well. Nobody waits that long for what is right."""
+AT_ONCE = {"graceful_shutdown_wait_loop_s": 0.1}
+"""Serve looks only every two seconds whether a replica that is to go has still work."""
 RAYS_OF_THEIR_OWN = (
     "test_layers_below", "test_launcher", "test_shipped_config", "test_deploy", "test_demo", "test_policy",
 )  # fmt: skip
-"""Files that start a Ray each: begun early, since they wait more than they compute."""
+"""Files that start servers of their own, each with a Ray."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For pytest-xdist's loadgroup: one process for all tests of the cluster, one for each other file or served family.
+    """For pytest-xdist's loadgroup: one process for all tests of a cluster, one for each other file or served family.
 
-    What waits for Ray begins first, so that the rest fills the time beside it. In random order too.
+    What waits for Ray begins early, so that the rest fills the time beside it; but not all of it at once. In random order too.
     """
     for item in items:
         item.add_marker(pytest.mark.xdist_group(_group_of(item)))
@@ -45,20 +46,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _group_of(item: pytest.Item) -> str:
-    if _uses_cluster(item):
-        return "cluster"
+    cluster = _cluster_of(item)
+    if cluster is not None:
+        return cluster
     served = getattr(item, "callspec", None) and item.callspec.params.get("served")
     return served.name if served else item.path.stem
 
 
 def _begun_at(item: pytest.Item) -> int:
-    if _uses_cluster(item):
-        return 0
-    return 1 if item.path.stem in RAYS_OF_THEIR_OWN else 2
+    cluster = _cluster_of(item)
+    if cluster is not None:
+        return ("cluster", "bare_cluster").index(cluster)
+    if item.path.parent.name == "families":
+        return 2
+    return 3 if item.path.stem in RAYS_OF_THEIR_OWN else 4
 
 
-def _uses_cluster(item: pytest.Item) -> bool:
-    return "cluster" in getattr(item, "fixturenames", ())
+def _cluster_of(item: pytest.Item) -> str | None:
+    asked_for = getattr(item, "fixturenames", ())
+    return next((name for name in ("cluster", "bare_cluster") if name in asked_for), None)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -96,10 +102,8 @@ class Cluster:
 
     def deploy(self, name: str, **arguments: Any) -> None:
         """Deploy a model and wait until the ingress knows it."""
-        options = arguments.pop("options", {})
-        application = vae(VAEConfig(**arguments))
-        if options:
-            application = application._bound_deployment.options(**options).bind(VAEConfig(**arguments))
+        options = AT_ONCE | arguments.pop("options", {})
+        application = vae(VAEConfig(**arguments))._bound_deployment.options(**options).bind(VAEConfig(**arguments))
         serve.run(application, name=name, route_prefix=None)
         self.wait_for(name, lambda model: model["state"] in ("ready", "failed", "cold"))
 
@@ -108,14 +112,14 @@ class Cluster:
         running = serve.status().applications[name].deployments["VAE"].replica_states
         return int(running.get("RUNNING", 0))
 
-    def wait_for_replicas(self, name: str, count: int, timeout_s: float = PATIENCE_S) -> None:
+    def wait_for_replicas(self, name: str, count: int, timeout_s: float = WAIT_S) -> None:
         give_up = time.monotonic() + timeout_s
         while self.replicas(name) != count:
             assert time.monotonic() < give_up, f"{name} has {self.replicas(name)} replicas, not {count}"
             time.sleep(0.2)
 
     def wait_for(
-        self, name: str, condition: Callable[[dict[str, Any]], bool], timeout_s: float = PATIENCE_S
+        self, name: str, condition: Callable[[dict[str, Any]], bool], timeout_s: float = WAIT_S
     ) -> dict[str, Any]:
         """The model's description once it fulfils the condition."""
         give_up = time.monotonic() + timeout_s
@@ -150,7 +154,8 @@ def _start_ray(tries: int = 3) -> None:
 
 
 @pytest.fixture(scope="session")
-def cluster(weights: Path) -> Iterator[Cluster]:
+def bare_cluster(weights: Path) -> Iterator[Cluster]:
+    """The ingress, and no model."""
     here = Path(__file__).parent
     # Workers unpickle the actors that tests define by importing the tests.
     os.environ["PYTHONPATH"] = os.pathsep.join(
@@ -159,15 +164,20 @@ def cluster(weights: Path) -> Iterator[Cluster]:
     _start_ray()
     port = free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port})
-    running = Cluster(f"http://127.0.0.1:{port}", weights)
-    # One thread on both sides and no company in a batch, so that results can be compared bit for bit.
-    models = {
-        kind: vae(VAEConfig(source=running.source(kind), device="cpu", threads=1, batching="off")) for kind in KINDS
-    }
-    targets = [RunTarget(model, name=kind, route_prefix=None) for kind, model in models.items()]
-    serve.run_many([RunTarget(ingress(IngressConfig(max_body_mib=8)), name="remote-vae", route_prefix="/"), *targets])
-    for kind in KINDS:
-        running.wait_for(kind, lambda model: model["state"] == "ready")
-    yield running
+    serve.run(ingress(IngressConfig(max_body_mib=8)), name="remote-vae", route_prefix="/")
+    yield Cluster(f"http://127.0.0.1:{port}", weights)
     serve.shutdown()
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def cluster(bare_cluster: Cluster) -> Cluster:
+    """With a model of each kind. One thread on both sides and no company in a batch: results are compared bit for bit."""
+    models = {
+        kind: vae(VAEConfig(source=bare_cluster.source(kind), device="cpu", threads=1, batching="off"))
+        for kind in KINDS
+    }
+    serve.run_many([RunTarget(model, name=kind, route_prefix=None) for kind, model in models.items()])
+    for kind in KINDS:
+        bare_cluster.wait_for(kind, lambda model: model["state"] == "ready")
+    return bare_cluster

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from limits import WAIT_S
 from remote_vae import errors, remote_decode
 from remote_vae.errors import RemoteVAEError
 from remote_vae.protocol.wire import Result
@@ -67,4 +68,4 @@ def skip_sleeps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def decode(url: str, z: Any = Z, **options: Any) -> Any:
-    return remote_decode(url, z, **{"output_type": "pt", "timeout": 5.0} | options)
+    return remote_decode(url, z, **{"output_type": "pt", "timeout": WAIT_S} | options)

@@ -22,6 +22,7 @@ import pytest
 import torch
 
 from in_process import InProcess
+from limits import WAIT_S
 from raw_http import Answer, connect, exchange
 from remote_vae.protocol.decode_request import DecodeRequest, Output
 from remote_vae.protocol.tensors import from_array
@@ -35,7 +36,6 @@ from remote_vae_serve.replica.device_worker import Job
 from remote_vae_serve.replica.pipeline import Pipeline
 from served import served
 
-WAIT_S = 20.0
 MAX_BODY = 2**26
 DOORS = ("ingress", "direct")
 

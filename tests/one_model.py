@@ -13,14 +13,13 @@ import torch
 from starlette.testclient import TestClient
 
 from in_process import InProcess, diffusers_engine, pipeline_of
+from limits import WAIT_S
 from remote_vae.protocol.decode_request import DecodeRequest, Output
 from remote_vae.protocol.tensors import from_array, to_torch
 from remote_vae.protocol.wire import Result
 from remote_vae_serve.engine.memory.estimate import LiveBytes
 from remote_vae_serve.http.app import create_app
 from remote_vae_serve.replica.device_worker import Job
-
-WAIT_S = 10.0
 
 
 class OneModel:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from limits import WAIT_S
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -33,12 +35,12 @@ class Answer:
         return fields if is_ours else None
 
 
-def exchange(url: str, *pieces: bytes, timeout_s: float = 5) -> Answer:
+def exchange(url: str, *pieces: bytes, timeout_s: float = WAIT_S) -> Answer:
     """Send the pieces to the server, and read the first final answer until its end, the connection's or the time's."""
     return speak(connect(url, timeout_s), *pieces)
 
 
-def connect(url: str, timeout_s: float = 5) -> socket.socket:
+def connect(url: str, timeout_s: float = WAIT_S) -> socket.socket:
     parts = urlsplit(url)
     return socket.create_connection((parts.hostname, parts.port), timeout=timeout_s)
 

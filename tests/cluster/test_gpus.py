@@ -12,10 +12,10 @@ from remote_vae_serve.config import VAEConfig
 from samples import latents
 
 
-def test_each_replica_of_two_models_holds_one_gpu(cluster: Cluster) -> None:
+def test_each_replica_of_two_models_holds_one_gpu(bare_cluster: Cluster) -> None:
     names = ("first", "second")
     for name in names:
-        config = VAEConfig(source=cluster.source("sd"), device="cpu", num_gpus=1)
+        config = VAEConfig(source=bare_cluster.source("sd"), device="cpu", num_gpus=1)
         application = vae(config)
         serve.run(
             application._bound_deployment.options(num_replicas=2).bind(config.model_copy()),
@@ -38,7 +38,7 @@ def test_each_replica_of_two_models_holds_one_gpu(cluster: Cluster) -> None:
             serve.delete(name)
 
 
-def test_auto_reserves_a_gpu_where_a_node_has_one_and_never_for_a_model_on_the_cpu(cluster: Cluster) -> None:
+def test_auto_reserves_a_gpu_where_a_node_has_one_and_never_for_a_model_on_the_cpu(bare_cluster: Cluster) -> None:
     assert gpus_of_a_replica(VAEConfig(source="x")) == 1
     assert gpus_of_a_replica(VAEConfig(source="x", device="cpu")) == 0
     assert gpus_of_a_replica(VAEConfig(source="x", device="cpu", num_gpus=0.5)) == 0.5

@@ -37,7 +37,7 @@ NOT_SERVED = {
 CASES = tuple(case for case in ALL if case.name not in NOT_SERVED)
 TOLERANCE = 2e-5
 """Of pixels in [0, 1], and of latents."""
-WAIT_S = 100.0
+WAIT_S = 300.0
 
 HINTS = {"num_reference_images": "drop_frames", "additional_frames": "drop_frames", "channel_order": "patch_order"}
 """What our hints call the arguments of the pipelines."""

@@ -14,6 +14,7 @@ from typing import Any
 import requests
 import yaml
 
+from limits import WAIT_S
 from local_server import LocalServer
 
 
@@ -38,7 +39,7 @@ def test_a_model_comes_and_goes_without_touching_the_others(tmp_path: Path) -> N
         token = {"Authorization": f"Bearer {server.ray_environment['RAY_AUTH_TOKEN']}"}
 
         def pids() -> dict[str, list[int]]:
-            details = requests.get(f"{dashboard}/api/serve/applications/", headers=token, timeout=10).json()
+            details = requests.get(f"{dashboard}/api/serve/applications/", headers=token, timeout=WAIT_S).json()
             return {
                 name: sorted(
                     replica["pid"]
@@ -56,13 +57,13 @@ def test_a_model_comes_and_goes_without_touching_the_others(tmp_path: Path) -> N
             subprocess.run(command, check=True, capture_output=True, env=os.environ | server.ray_environment)
 
         def until(condition: Callable[[], bool]) -> None:
-            give_up = time.monotonic() + 60
+            give_up = time.monotonic() + WAIT_S
             while not condition():
                 assert time.monotonic() < give_up
                 time.sleep(0.3)
 
         def listed() -> list[str]:
-            models = requests.get(f"{server.url}/models", timeout=10).json()["models"]
+            models = requests.get(f"{server.url}/models", timeout=WAIT_S).json()["models"]
             return [model["name"] for model in models if model["state"] == "ready"]
 
         before = pids()

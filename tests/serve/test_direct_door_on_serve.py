@@ -10,6 +10,7 @@ import torch
 from ray import serve
 
 from conftest import Cluster
+from limits import WAIT_S
 from remote_vae import RemoteVAE
 from remote_vae_serve.app import vae
 from remote_vae_serve.config import VAEConfig
@@ -32,7 +33,7 @@ def test_it_decodes_exactly_and_redirects_nobody(direct: str, path: str) -> None
         direct + path,
         params={"shape": list(z.shape), "dtype": "float32", "do_scaling": "True", "output_type": "pt"},
         data=z.numpy().tobytes(),
-        timeout=30,
+        timeout=WAIT_S,
         allow_redirects=False,
     )
     assert (answer.status_code, answer.headers["x-vae-model"]) == (200, "direct")
@@ -50,7 +51,7 @@ def test_its_handle_is_there_as_well(direct: str) -> None:
 
 
 def test_errors_and_limits_are_those_of_the_ingress(direct: str) -> None:
-    wrong = requests.post(direct, params={"shape": [1, 16, 8, 8], "dtype": "float32"}, data=b"short", timeout=30)
+    wrong = requests.post(direct, params={"shape": [1, 16, 8, 8], "dtype": "float32"}, data=b"short", timeout=WAIT_S)
     assert (wrong.status_code, wrong.json()["parameter"]) == (400, "shape")
-    assert requests.post(direct, data=bytes(2**20 + 1), timeout=30).status_code == 413
-    assert requests.get(f"{direct}/encode", timeout=30).json()["code"] == "wrong_method"
+    assert requests.post(direct, data=bytes(2**20 + 1), timeout=WAIT_S).status_code == 413
+    assert requests.get(f"{direct}/encode", timeout=WAIT_S).json()["code"] == "wrong_method"

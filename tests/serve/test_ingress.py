@@ -12,6 +12,7 @@ import torch
 from ray import serve
 
 from conftest import Cluster
+from limits import WAIT_S, stretched
 from remote_vae import RemoteVAE
 from remote_vae.errors import ModelFailed, UnknownModel
 from samples import KINDS, latents, tiny_vae
@@ -133,13 +134,13 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_a_bad_request_is_told_what_is_wrong_and_the_next_one_is_served(cluster: Cluster, case: str) -> None:
     method, path, query, body, status, parameter = BAD[case]
-    answer = requests.request(method, f"{cluster.url}/{path}", params=query, data=body, timeout=30)
+    answer = requests.request(method, f"{cluster.url}/{path}", params=query, data=body, timeout=WAIT_S)
     fields = answer.json()
     assert answer.status_code == status, fields
     assert fields.get("parameter") == parameter
     assert fields["request_id"] == answer.headers["x-request-id"]
     assert fields["error"]
-    good = requests.post(f"{cluster.url}/sd", params=QUERY, data=BODY, timeout=30)
+    good = requests.post(f"{cluster.url}/sd", params=QUERY, data=BODY, timeout=WAIT_S)
     assert good.status_code == 200
 
 
@@ -185,6 +186,9 @@ def test_the_fake_engine_is_chosen_by_configuration_and_waits(cluster: Cluster) 
 def test_a_deleted_model_is_gone_within_seconds(cluster: Cluster) -> None:
     cluster.deploy("brief", source=cluster.source("sd"), device="cpu")
     serve.delete("brief")
-    time.sleep(3)
-    with RemoteVAE(f"{cluster.url}/brief") as vae, pytest.raises(UnknownModel):
-        vae.describe()
+    give_up = time.monotonic() + stretched(3)
+    with RemoteVAE(f"{cluster.url}/brief") as vae:
+        while "brief" in requests.get(f"{cluster.url}/models").text and time.monotonic() < give_up:
+            time.sleep(0.1)
+        with pytest.raises(UnknownModel):
+            vae.describe()

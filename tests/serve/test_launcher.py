@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import requests
 
+from limits import WAIT_S
 from local_server import LocalServer, living
 from remote_vae import RemoteVAE
 from remote_vae.errors import BodyTooLarge, Unauthorized
@@ -25,7 +26,7 @@ TOKEN = "s3cret-of-the-test"
 HEADERS = {"authorization": f"Bearer {TOKEN}"}
 QUERY = {"shape": [1, 4, 8, 8], "dtype": "float32"}
 BODY = latents(1, 4, 8, 8).numpy().tobytes()
-DECODE_S = 1.0
+DECODE_S = 2.0
 
 
 def _two_applications(config: dict[str, Any]) -> None:
@@ -53,7 +54,7 @@ def server() -> Iterator[LocalServer]:
     assert not living(started)
 
 
-def raw(server: LocalServer, head: str, body: bytes = b"", timeout_s: float = 5) -> tuple[int, dict[str, Any]]:
+def raw(server: LocalServer, head: str, body: bytes = b"", timeout_s: float = WAIT_S) -> tuple[int, dict[str, Any]]:
     """Status and JSON of what comes back within the time to bytes written by hand; the connection stays open meanwhile."""
     host, _, port = server.url.removeprefix("http://").partition(":")
     with socket.create_connection((host, int(port)), timeout=timeout_s) as connection:
@@ -74,7 +75,7 @@ def assert_contract(answer: requests.Response, status: int, code: str) -> None:
 
 def test_a_latent_becomes_a_picture_with_a_token_in_either_form(server: LocalServer) -> None:
     for url, headers in ((server.url, HEADERS), (server.url.replace("//", f"//:{TOKEN}@"), {})):
-        answer = requests.post(f"{url}/fake", params=QUERY, data=BODY, headers=headers, timeout=30)
+        answer = requests.post(f"{url}/fake", params=QUERY, data=BODY, headers=headers, timeout=WAIT_S)
         assert (answer.status_code, answer.headers["content-type"]) == (200, "image/jpeg"), answer.text
 
 
@@ -84,10 +85,10 @@ def test_the_proxy_was_asked_for_its_middleware_before_anything_was_deployed(ser
 
 
 def test_without_a_token_nothing_but_health_answers(server: LocalServer) -> None:
-    assert requests.get(f"{server.url}/health", timeout=10).json()["status"] == "ok"
+    assert requests.get(f"{server.url}/health", timeout=WAIT_S).json()["status"] == "ok"
     for headers in ({}, {"authorization": "Bearer wrong"}):
         for path in ("fake", "models", "fake/decode"):
-            answer = requests.post(f"{server.url}/{path}", params=QUERY, data=BODY, headers=headers, timeout=10)
+            answer = requests.post(f"{server.url}/{path}", params=QUERY, data=BODY, headers=headers, timeout=WAIT_S)
             assert_contract(answer, 401, "unauthorized")
     with RemoteVAE(f"{server.url}/fake") as vae, pytest.raises(Unauthorized):
         vae.decode(latents(1, 4, 8, 8))
@@ -103,20 +104,20 @@ def test_a_body_over_the_limit_is_refused_before_it_is_sent(server: LocalServer)
 
 
 def test_a_client_that_sends_it_all_the_same_still_gets_the_answer(server: LocalServer) -> None:
-    answer = requests.post(f"{server.url}/fake", params=QUERY, data=bytes(32 * 2**20), headers=HEADERS, timeout=30)
+    answer = requests.post(f"{server.url}/fake", params=QUERY, data=bytes(32 * 2**20), headers=HEADERS, timeout=WAIT_S)
     assert_contract(answer, 413, "body_too_large")
     with RemoteVAE(server.url.replace("//", f"//:{TOKEN}@") + "/fake") as vae, pytest.raises(BodyTooLarge):
         vae.decode(latents(1, 4, 512, 513))
 
 
 def test_an_unknown_path_and_an_unknown_model_are_json(server: LocalServer) -> None:
-    assert_contract(requests.get(f"{server.url}/a/b/c", headers=HEADERS, timeout=10), 404, "unknown_route")
-    assert_contract(requests.get(f"{server.url}/nope", headers=HEADERS, timeout=10), 404, "unknown_model")
+    assert_contract(requests.get(f"{server.url}/a/b/c", headers=HEADERS, timeout=WAIT_S), 404, "unknown_route")
+    assert_contract(requests.get(f"{server.url}/nope", headers=HEADERS, timeout=WAIT_S), 404, "unknown_model")
 
 
 def test_serves_own_timeout_is_json(server: LocalServer) -> None:
     headers = HEADERS | {"x-request-timeout-seconds": "0.2"}
-    answer = requests.post(f"{server.url}/slow", params=QUERY, data=BODY, headers=headers, timeout=30)
+    answer = requests.post(f"{server.url}/slow", params=QUERY, data=BODY, headers=headers, timeout=WAIT_S)
     assert_contract(answer, 504, "deadline_exceeded")
 
 
@@ -124,7 +125,7 @@ def test_an_ingress_that_dies_answers_json_and_comes_back(server: LocalServer) -
     answers: list[requests.Response] = []
 
     def decode(path: str) -> None:
-        answers.append(requests.post(f"{server.url}/{path}", params=QUERY, data=BODY, headers=HEADERS, timeout=60))
+        answers.append(requests.post(f"{server.url}/{path}", params=QUERY, data=BODY, headers=HEADERS, timeout=WAIT_S))
 
     waiting = threading.Thread(target=decode, args=("slow",))
     waiting.start()
@@ -133,7 +134,7 @@ def test_an_ingress_that_dies_answers_json_and_comes_back(server: LocalServer) -
         os.kill(pid, signal.SIGKILL)
     waiting.join()
     assert_contract(answers[0], 503, "unavailable")
-    give_up = time.monotonic() + 40
+    give_up = time.monotonic() + WAIT_S
     while answers[-1].status_code != 200 and time.monotonic() < give_up:
         decode("fake")
         assert answers[-1].status_code == 200 or answers[-1].json()["code"] in ("internal_error", "unavailable")

@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 import troubled_apps
+from limits import WAIT_S
 from local_server import LocalServer, free_port
 from raw_http import Answer, connect, exchange, speak
 from remote_vae import errors
@@ -31,7 +32,7 @@ from samples import latents
 pytestmark = pytest.mark.slow  # three servers, and proxies that are killed
 QUERY = "shape=1&shape=4&shape=8&shape=8&dtype=float32"
 BODY = latents(1, 4, 8, 8).numpy().tobytes()
-DECODE_S = 1.0
+DECODE_S = 2.0
 CUT = Answer(0, {}, b"")
 PLAIN = (sys.executable, "-m", "ray.serve.scripts", "run", "--address", "local")
 LAUNCHER = (sys.executable, "-m", "remote_vae_serve.cli", "run")
@@ -43,7 +44,7 @@ WEBSOCKET = (
 
 def _applications(config: dict[str, Any]) -> None:
     ingress = next(app for app in config["applications"] if app["name"] == "remote-vae")
-    ingress["args"].update(max_body_mib=1, request_timeout_s=2)
+    ingress["args"].update(max_body_mib=1, request_timeout_s=4)
     models = [
         {
             "name": name,
@@ -77,7 +78,7 @@ class Mode:
         return self.name == "haproxy"
 
     def ask(
-        self, path: str, method: str = "GET", headers: bytes = b"", body: bytes = b"", wait_s: float = 10
+        self, path: str, method: str = "GET", headers: bytes = b"", body: bytes = b"", wait_s: float = WAIT_S
     ) -> Answer:
         length = b"Content-Length: %d\r\n" % len(body) if body else b""
         head = f"{method} {path} HTTP/1.1\r\nHost: x\r\n".encode() + headers + length + b"\r\n"
@@ -86,7 +87,7 @@ class Mode:
     def begin_slow_decode(self) -> socket.socket:
         """A request in the middle of being answered."""
         head = f"POST /slow?{QUERY} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(BODY)}\r\n\r\n".encode()
-        connection = connect(self.server.url, timeout_s=30)
+        connection = connect(self.server.url, timeout_s=WAIT_S)
         connection.sendall(head + BODY)
         time.sleep(DECODE_S / 2)
         return connection
@@ -94,7 +95,7 @@ class Mode:
     def knock(self) -> None:
         """Note what a server says that has no application yet."""
         try:
-            answer = self.ask("/fake", wait_s=0.5)
+            answer = self.ask("/fake", wait_s=2)
         except OSError:
             return
         if answer.status not in (0, 200):
@@ -205,7 +206,8 @@ def test_an_ingress_that_raises_is_a_500_and_says_nothing_of_the_inside(mode: Mo
 def test_a_full_queue_of_the_ingress_is_a_503(mode: Mode) -> None:
     answers: list[Answer] = []
     threads = [
-        threading.Thread(target=lambda: answers.append(mode.ask("/troubled/raises/sleep", wait_s=30))) for _ in range(5)
+        threading.Thread(target=lambda: answers.append(mode.ask("/troubled/raises/sleep", wait_s=WAIT_S)))
+        for _ in range(5)
     ]
     for thread in threads:
         thread.start()
@@ -230,7 +232,7 @@ def test_serves_time_out_is_a_408_or_our_504(mode: Mode) -> None:
 
 def test_our_own_deadline_comes_first_where_the_client_is_too_slow(mode: Mode) -> None:
     head = f"POST /fake?{QUERY} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(BODY)}\r\n\r\n".encode()
-    assert_json(exchange(mode.server.url, head, BODY[:10], timeout_s=10), 504, errors.DeadlineExceeded)
+    assert_json(exchange(mode.server.url, head, BODY[:10], timeout_s=WAIT_S), 504, errors.DeadlineExceeded)
 
 
 @pytest.mark.parametrize("method", ["OPTIONS", "PATCH", "TRACE", "PROPFIND"])
@@ -291,8 +293,8 @@ def test_an_ingress_killed_in_the_middle_of_a_request_is_said_so(mode: Mode) -> 
         assert_text(answer, 500, "Internal Server Error", errors.InternalError)
     elif not (mode.has_haproxy and answer == CUT):
         assert_json(answer, 502 if mode.has_haproxy else 503, errors.Unavailable)
-    give_up = time.monotonic() + 30
-    while mode.ask("/fake", wait_s=1).status != 200:
+    give_up = time.monotonic() + WAIT_S
+    while mode.ask("/fake", wait_s=5).status != 200:
         assert time.monotonic() < give_up
         time.sleep(0.2)
 
@@ -306,7 +308,7 @@ def test_a_proxy_killed_in_the_middle_of_a_request_cuts_the_connection(mode: Mod
 
 def _kill(server: LocalServer, name: str) -> None:
     """Kill every process of the server with the words in its command. One may just be taking over from another."""
-    give_up = time.monotonic() + 10
+    give_up = time.monotonic() + WAIT_S
     while not (found := server.processes(name)):
         assert time.monotonic() < give_up
         time.sleep(0.05)

@@ -15,6 +15,7 @@ import requests
 from PIL import Image
 
 from conftest import Cluster
+from limits import WAIT_S
 from samples import latents
 
 SLICE = 48
@@ -58,7 +59,7 @@ def test_nothing_of_what_was_sent_or_answered_is_written(cluster: Cluster) -> No
     seen: list[bytes] = []
 
     def post(path: str, body: bytes, status: int, headers: dict[str, str] | None = None, **query: object) -> None:
-        answer = requests.post(f"{cluster.url}/{path}", params=query, data=body, headers=headers, timeout=60)
+        answer = requests.post(f"{cluster.url}/{path}", params=query, data=body, headers=headers, timeout=WAIT_S)
         assert answer.status_code == status, answer.text[:300]
         seen.append(body)
         if status == 200:

@@ -8,6 +8,7 @@ import pytest
 import requests
 
 from conftest import Cluster
+from limits import WAIT_S
 from wire_cases import CASES, WireCase
 
 CHOSEN = (
@@ -51,7 +52,7 @@ def send(cluster: Cluster, case: WireCase) -> Any:
         request = requests.Request(
             case.method, cluster.url + case.path, case.sent.headers, data=case.sent.body, params=list(case.sent.query)
         )
-        return session.send(session.prepare_request(request), allow_redirects=False, timeout=60)
+        return session.send(session.prepare_request(request), allow_redirects=False, timeout=WAIT_S)
 
 
 @pytest.mark.parametrize("name", CHOSEN)

@@ -52,14 +52,17 @@ OF_THE_CLIENT = {"remote_vae.errors", "remote_vae.protocol", "remote_vae.ray_int
 MAY_KNOW = {
     "ray": {
         "remote_vae.ray_internals", "remote_vae.transports", "remote_vae_serve.app", "remote_vae_serve.cli",
-        "remote_vae_serve.ingress", "remote_vae_serve.replica", "remote_vae_serve.scaling", "remote_vae_serve.serve_config", "remote_vae_serve.startup_probe",
+        "remote_vae_serve.ingress", "remote_vae_serve.replica", "remote_vae_serve.scaling", "remote_vae_serve.serve_config",
+        "remote_vae_serve.startup_probe",
     },
     "torch": {
         "remote_vae.autoencoder", "remote_vae_serve.families", "remote_vae_serve.processing", "remote_vae_serve.codecs",
         "remote_vae_serve.engine", "remote_vae_serve.replica",
     },
     "diffusers": {"remote_vae.autoencoder", "remote_vae_serve.engine"},
-    "starlette": {"remote_vae_serve.http", "remote_vae_serve.middleware", "remote_vae_serve.proxy", "remote_vae_serve.ingress", "remote_vae_serve.replica"},
+    "starlette": {
+        "remote_vae_serve.http", "remote_vae_serve.middleware", "remote_vae_serve.proxy", "remote_vae_serve.ingress", "remote_vae_serve.replica",
+    },
     "requests": {"remote_vae.transports"},
 }  # fmt: skip
 

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from client_commands import SCRIPT, command, here, pixels_of, png, script, server, some_latents, succeed, z
+from limits import WAIT_S
 from reading import read
 from remote_vae import remote_decode
 from remote_vae.cli import main
@@ -44,7 +45,7 @@ def test_the_version_is_that_of_the_package() -> None:
 
 def test_the_installed_script_writes_what_diffusers_decodes(server: str, z: torch.Tensor) -> None:
     run = script("decode", f"{server}/sd", "latent.safetensors", "-o", "picture.png")
-    assert run.communicate(timeout=60) == ("picture.png\n", "")
+    assert run.communicate(timeout=WAIT_S) == ("picture.png\n", "")
     expected = postprocessed(pipeline_decode(tiny_vae("sd"), z), "pil")[0]
     assert np.array_equal(pixels_of("picture.png"), np.asarray(expected))
 
@@ -87,7 +88,7 @@ from remote_vae.cli import main
 main(["decode", "{server}/sd", "brain.safetensors", "needs.pt", "-o", "out/", "--format", "npy"])
 """
     run = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=WAIT_S, check=False
     )
     assert (run.returncode, run.stdout) == (1, "out/brain.npy\n")
     assert run.stderr.startswith("needs.pt needs torch to be read (pip install torch)")
@@ -219,7 +220,7 @@ def test_a_pipe_sees_no_progress_bar_and_a_person_does(server: str, here: Path) 
     pty = pytest.importorskip("pty")
     some_latents(here / "in", 12)
     piped = script("decode", f"{server}/sd", "in", "-o", "out/")
-    assert piped.communicate(timeout=60)[1] == ""
+    assert piped.communicate(timeout=WAIT_S)[1] == ""
     terminal, theirs = pty.openpty()
     arguments = [str(SCRIPT), "decode", f"{server}/sd", "in", "-o", "seen/"]
     with subprocess.Popen(arguments, stdout=theirs, stderr=theirs) as run:
@@ -227,7 +228,7 @@ def test_a_pipe_sees_no_progress_bar_and_a_person_does(server: str, here: Path) 
         shown = b""
         while b"files written" not in shown:
             shown += os.read(terminal, 2**16)
-        assert run.wait(timeout=60) == 0
+        assert run.wait(timeout=WAIT_S) == 0
     os.close(terminal)
     assert b"12/12" in shown
     assert b"12 files written, seen/0.png to seen/9.png" in shown

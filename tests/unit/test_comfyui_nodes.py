@@ -28,6 +28,7 @@ from comfyui_package import (
     running,
     server,
 )
+from limits import stretched
 from local_server import free_port
 from remote_vae import errors
 from remote_vae.protocol.request import Request
@@ -67,7 +68,7 @@ def test_without_a_server_the_list_stays_usable(
     node = nodes.NODE_CLASS_MAPPINGS["RemoteVAE_Load"]
     begun = time.monotonic()
     assert node.INPUT_TYPES()["required"]["model"][0] == ["(named in the URL)"]
-    assert time.monotonic() - begun < 2, "ComfyUI's own server stands still meanwhile"
+    assert time.monotonic() - begun < stretched(2), "ComfyUI's own server stands still meanwhile"
     assert node.VALIDATE_INPUTS(model="a name that was saved with the workflow") is True
     vae = run(nodes, "RemoteVAE_Load", url=f"{server}/sd", model="(named in the URL)")
     assert torch.equal(vae.decode(Z["sd"]), local_images("sd", Z["sd"]))

@@ -17,6 +17,7 @@ from PIL import Image
 
 from failing_server import Z, decode, echo, in_turn, saying
 from in_process import InProcess, fake_engine, pipeline_of
+from limits import WAIT_S
 from remote_vae import AsyncRemoteVAE, remote_decode
 from remote_vae.errors import DeadlineExceeded, TimedOut, Unavailable
 from remote_vae.protocol.decode_request import DecodeRequest
@@ -59,11 +60,9 @@ def test_the_server_is_told_of_the_shorter_of_both(timeout: Any, deadline: Any, 
 
 def test_a_deadline_ends_the_call_whatever_the_time_out() -> None:
     release = threading.Event()
-    with ScriptedServer(lambda exchange: release.wait(5)) as server:
-        begun = time.monotonic()
+    with ScriptedServer(lambda exchange: release.wait(WAIT_S)) as server:
         with pytest.raises(TimedOut, match=r"deadline 0\.2 s"):
-            decode(server.url, deadline=0.2, timeout=60)
-        assert time.monotonic() - begun < 2
+            decode(server.url, deadline=0.2, timeout=None)
         release.set()
 
 
@@ -118,12 +117,12 @@ class Counting(FakeEngine):
     def decode(self, latents: torch.Tensor, plan: TilingPlan = UNTILED, hints: RequestHints = NO_HINTS) -> Decoded:
         self.decoded += latents[:, 0, 0, 0].tolist()
         self.begun.set()
-        self.go_on.wait(5)
+        self.go_on.wait(WAIT_S)
         return super().decode(latents, plan, hints)
 
 
 @contextmanager
-def one_at_work(deadline_s: float = 30) -> Iterator[tuple[str, Counting]]:
+def one_at_work(deadline_s: float = WAIT_S) -> Iterator[tuple[str, Counting]]:
     """A server whose device is busy with a first request, number 1."""
     engine = Counting()
     pipeline = pipeline_of(engine)
@@ -131,11 +130,11 @@ def one_at_work(deadline_s: float = 30) -> Iterator[tuple[str, Counting]]:
 
         def ask() -> None:
             with suppress(DeadlineExceeded):
-                decode(f"{url}/model", Z + 1, timeout=30)
+                decode(f"{url}/model", Z + 1, timeout=WAIT_S)
 
         first = threading.Thread(target=ask)
         first.start()
-        assert engine.begun.wait(5)
+        assert engine.begun.wait(WAIT_S)
         yield f"{url}/model", engine
         engine.go_on.set()
         first.join()
@@ -144,7 +143,7 @@ def one_at_work(deadline_s: float = 30) -> Iterator[tuple[str, Counting]]:
 
 def assert_only_the_first_and_the_last_are_decoded(url: str, engine: Counting) -> None:
     engine.go_on.set()
-    decode(url, Z + 9, timeout=10)
+    decode(url, Z + 9, timeout=WAIT_S)
     assert engine.decoded == [1, 9]
 
 
@@ -160,7 +159,7 @@ def test_a_request_that_its_client_gave_up_never_reaches_the_device() -> None:
 def test_it_is_the_header_that_the_server_goes_by_and_it_says_so() -> None:
     with one_at_work() as (url, engine):
         query, headers, body = DecodeRequest(from_array(Z + 2), deadline_s=0.15).to_http()
-        answer = requests.post(url, params=query, headers=headers, data=bytes(body), timeout=10)
+        answer = requests.post(url, params=query, headers=headers, data=bytes(body), timeout=WAIT_S)
         assert (answer.status_code, answer.json()["code"]) == (504, "deadline_exceeded")
         assert "150 ms" in answer.json()["error"]
         assert_only_the_first_and_the_last_are_decoded(url, engine)
@@ -194,7 +193,7 @@ def test_through_a_handle_a_late_request_is_dropped_before_the_device() -> None:
         pipeline = pipeline_of(engine)
         requests = [DecodeRequest(from_array(Z + 1)), DecodeRequest(from_array(Z + 2), deadline_s=0.05)]
         first = asyncio.create_task(pipeline.decode(requests[0]))
-        await asyncio.to_thread(engine.begun.wait, 5)
+        await asyncio.to_thread(engine.begun.wait, WAIT_S)
         late = asyncio.create_task(pipeline.decode(requests[1]))
         await asyncio.sleep(0.1)
         engine.go_on.set()

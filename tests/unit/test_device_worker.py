@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 import torch
 
+from limits import WAIT_S
 from remote_vae.errors import DeadlineExceeded
 from remote_vae_serve.replica.device_worker import DeviceWorker, Job
 from remote_vae_serve.replica.latency import LatencyEstimator
-
-WAIT_S = 10.0
 
 
 class Bench:
@@ -92,12 +91,14 @@ def test_other_groups_and_jobs_without_one_keep_their_turn(bench: Bench) -> None
 
 def test_a_lone_job_does_not_wait_for_company() -> None:
     device = DeviceWorker(nullcontext)
-    began = time.perf_counter()
+    taken = []
     for number in range(20):
+        began = time.perf_counter()
         job = Job(torch.tensor([number]), lambda batch: (batch, None), lambda part: part, batch_key="a", batch_limit=8)
         device.submit(job)
         job.done.result(WAIT_S)
-    assert time.perf_counter() - began < 1
+        taken.append(time.perf_counter() - began)
+    assert min(taken) < 0.05  # a wait would be one of each
     device.close()
 
 

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from failing_server import Z, cut, decode, echo, in_turn, saying, skip_sleeps
+from limits import stretched
 from remote_vae import AsyncRemoteVAE, errors, remote_encode
 from remote_vae.calls.decode_call import DecodeCall
 from remote_vae.calls.encode_call import EncodeCall
@@ -208,7 +209,7 @@ def test_a_line_too_slow_for_the_deadline_is_a_time_out_and_is_not_tried_again(s
         begun = time.monotonic()
         with pytest.raises(TimedOut):
             decode(sink.url, z, timeout=(5, 30), deadline=0.5)
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < stretched(5)
     assert slept == []
 
 
@@ -243,7 +244,7 @@ def test_the_loop_runs_on_while_a_client_waits_to_try_again(monkeypatch: pytest.
         begun = time.monotonic()
         assert torch.equal(asyncio.run(run(server.url)), Z + 2)
     assert time.monotonic() - begun > 0.15 * 7
-    assert len(ticks) > 30
+    assert len(ticks) > 20
 
 
 def test_nothing_that_takes_time_is_done_in_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from diffusers import AutoencoderKL
 
 from house import DOORS, WAIT_S, House, fields, filled, gated, hang_up, house, post, send, temporary, until
 from in_process import diffusers_engine, fake_engine
+from limits import stretched
 from raw_http import connect, speak
 from remote_vae.protocol.decode_request import Output
 from remote_vae_serve.http import responses
@@ -27,7 +28,7 @@ __all__ = ["temporary"]  # a fixture
 
 LARGE = latents(1, 4, 256, 256)  # 48 MiB as a tensor: more than all the buffers between us and a reader
 LARGE_REPLY = 3 * 2048 * 2048 * 4
-GENEROUS_S = 0.5  # the machine is shared
+GENEROUS_S = 0.5
 
 
 @pytest.mark.parametrize("door", DOORS)
@@ -186,7 +187,7 @@ def test_health_is_answered_while_the_device_is_busy_for_seconds(temporary: Path
         p99 = p99_of_health(there, busy)
     print(f"GET /health beside a decode of 2 s, {door}: p99 {1000 * p99:.1f} ms")
     assert statuses == [200]
-    assert p99 < GENEROUS_S
+    assert p99 < stretched(GENEROUS_S)
 
 
 def test_health_is_answered_beside_a_real_decode(temporary: Path, tmp_path: Path) -> None:
@@ -202,4 +203,4 @@ def test_health_is_answered_beside_a_real_decode(temporary: Path, tmp_path: Path
             each = (time.perf_counter() - began) / 2
             print(f"GET /health beside real decodes of {each:.2f} s to {output.value}: p99 {1000 * p99:.1f} ms")
             assert statuses == [200] * 2
-            assert p99 < GENEROUS_S
+            assert p99 < stretched(GENEROUS_S)

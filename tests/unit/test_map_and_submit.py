@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from failing_server import Z, echo
+from limits import WAIT_S
 from remote_vae import AsyncRemoteVAE, RemoteVAE, errors
 from remote_vae.errors import BadRequest
 from remote_vae.protocol.tensors import to_torch
@@ -39,7 +40,7 @@ class Crowd:
             self.most = max(self.most, self.now)
             if self.now >= self._expected:
                 self._assembled.set()
-        self._assembled.wait(5)
+        self._assembled.wait(WAIT_S)
         time.sleep(0.005 * (self._total - number))
         with self._lock:
             self.now -= 1
@@ -129,15 +130,15 @@ def test_submit_gives_a_future_of_the_result_or_of_the_error() -> None:
         good = vae.submit(Z + 5, output_type="pt")
         bad = vae.submit(Z, output_type="gif")
         assert isinstance(good, Future)
-        assert torch.equal(good.result(5), Z + 5)
-        assert isinstance(bad.exception(5), BadRequest)
+        assert torch.equal(good.result(WAIT_S), Z + 5)
+        assert isinstance(bad.exception(WAIT_S), BadRequest)
 
 
 def test_async_submit_gives_a_task_and_leaves_the_loop_free() -> None:
     release = threading.Event()
 
     def wait_then_echo(exchange: Exchange) -> None:
-        release.wait(5)
+        release.wait(WAIT_S)
         echo(exchange)
 
     async def run(url: str) -> Any:

@@ -16,6 +16,7 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 
 from house import until
+from limits import WAIT_S
 from one_model import OneModel
 from remote_vae.errors import Unavailable
 from remote_vae.protocol.decode_request import DecodeRequest, Output
@@ -29,7 +30,6 @@ from remote_vae_serve.processing import postprocess
 from remote_vae_serve.processing.postprocess import to_output
 from samples import latents, save_tiny_vae
 
-WAIT_S = 10.0
 LARGE = (1, 4, 40, 36)
 LARGE_PIXELS = 3 * 320 * 288 * 4
 

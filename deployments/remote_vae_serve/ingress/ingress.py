@@ -1,4 +1,4 @@
-"""`Ingress`: the Serve deployment at `/`. Parses HTTP (`http`) and routes by model (`catalogue`) over Ray handles. Knows no
+"""`Ingress`: the Serve deployment at `/`. Parses HTTP (`http`) and routes by model (`model_registry`) over Ray handles. Knows no
 torch: it never touches a latent."""
 
 from __future__ import annotations

@@ -1,0 +1,98 @@
+"""Health checks of the ingress: whether it still hears of the models."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from remote_vae.errors import InternalError
+from remote_vae_serve.ingress import ingress, model_registry
+from remote_vae_serve.ingress.model_registry import CHECKS_WITHOUT_NEWS, ModelRegistry
+from sick import WAIT_S
+
+
+class Reading(ModelRegistry):
+    """Of a Serve that answers, fails or keeps silent, as it is told."""
+
+    def __init__(self) -> None:
+        self.answer: Callable[[], None] = lambda: None
+        self.reads = 0
+        super().__init__()
+
+    def refresh(self) -> None:
+        self.reads += 1
+        self.answer()
+        self._news += 1
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> Reading:
+    monkeypatch.setattr(model_registry, "REFRESH_S", 0.01)
+    return Reading()
+
+
+def checks(registry: Reading, count: int) -> list[str | None]:
+    """Of a Serve that checks as often as the registry could have read."""
+    found = []
+    for _ in range(count):
+        had = registry.reads
+        if registry._thread.is_alive():
+            give_up = time.monotonic() + 0.1
+            while registry.reads < had + 2 and time.monotonic() < give_up:
+                time.sleep(0.005)
+        found.append(registry.fault())
+    return found
+
+
+def test_an_ingress_is_well_as_long_as_it_hears_of_the_models(registry: Reading) -> None:
+    assert checks(registry, 2 * CHECKS_WITHOUT_NEWS) == [None] * 2 * CHECKS_WITHOUT_NEWS
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_ingress_whose_thread_has_ended_is_replaced(registry: Reading, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ends() -> None:
+        raise SystemExit
+
+    registry.answer = ends
+    registry._thread.join(WAIT_S)
+    one = ingress.Ingress.__new__(ingress.Ingress)
+    one._registry = registry
+    with pytest.raises(RuntimeError, match="thread that reads Serve's state has ended"):
+        asyncio.run(one.check_health())
+
+
+@pytest.mark.parametrize("how", ["fails", "hangs"])
+def test_an_ingress_that_hears_nothing_of_a_serve_that_checks_it_is_replaced(registry: Reading, how: str) -> None:
+    go = threading.Event()
+
+    def fail() -> None:
+        raise InternalError("no")
+
+    registry.answer = fail if how == "fails" else lambda: go.wait(WAIT_S) or None  # type: ignore[func-returns-value]
+    time.sleep(0.05)
+    registry.fault()
+    found = checks(registry, CHECKS_WITHOUT_NEWS)
+    assert found[:-1] == [None] * (CHECKS_WITHOUT_NEWS - 1)
+    assert "nothing was read" in (found[-1] or "")
+    registry.answer = lambda: None
+    go.set()
+    time.sleep(0.05)
+    assert registry.fault() is None
+
+
+def test_a_controller_that_is_away_for_long_is_nothing_against_the_ingress(registry: Reading) -> None:
+    """While it is away it checks nobody."""
+
+    def fail() -> None:
+        raise InternalError("no controller")
+
+    for _ in range(5):
+        registry.answer = fail
+        time.sleep(0.2)
+        assert checks(registry, 2) == [None, None]  # it is back, and its state is yet to be read
+        registry.answer = lambda: None
+        assert checks(registry, 2) == [None, None]

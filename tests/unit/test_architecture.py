@@ -61,7 +61,8 @@ MAY_KNOW = {
     },
     "diffusers": {"remote_vae.autoencoder", "remote_vae_serve.engine"},
     "starlette": {
-        "remote_vae_serve.http", "remote_vae_serve.middleware", "remote_vae_serve.proxy", "remote_vae_serve.ingress", "remote_vae_serve.replica",
+        "remote_vae_serve.http", "remote_vae_serve.middleware", "remote_vae_serve.proxy", "remote_vae_serve.ingress",
+        "remote_vae_serve.replica",
     },
     "requests": {"remote_vae.transports"},
 }  # fmt: skip

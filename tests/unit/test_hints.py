@@ -64,7 +64,7 @@ def test_each_field_is_declared_once_and_has_the_same_name_everywhere() -> None:
 @EACH
 def test_what_is_said_is_read_again_from_a_query_and_from_plain_values(name: str, value: Any) -> None:
     said = Hints(**{name: value})
-    assert said.said() == (name,)
+    assert said.given() == (name,)
     assert said.to_plain() == {name: value}
     assert type(said.to_plain()[name]) is type(value)
     assert Hints.of(collect(said.to_query())) == said
@@ -104,7 +104,7 @@ def test_numbers_of_other_libraries_become_pythons() -> None:
 
 
 def test_nothing_said_is_nothing_sent() -> None:
-    assert (Hints().said(), Hints().to_query(), Hints().to_plain()) == ((), [], {})
+    assert (Hints().given(), Hints().to_query(), Hints().to_plain()) == ((), [], {})
     assert Hints.of({}) == Hints.from_plain({}) == Hints(**dict.fromkeys(NAMES))
 
 
@@ -118,7 +118,7 @@ def test_what_one_leaves_out_the_other_says() -> None:
 
 
 def test_hints_said_stand_in_the_order_of_the_fields() -> None:
-    assert Hints(**dict(reversed(ALL.items()))).said() == tuple(NAMES)
+    assert Hints(**dict(reversed(ALL.items()))).given() == tuple(NAMES)
 
 
 def test_a_plain_hint_of_no_known_name_is_refused_with_those_that_are() -> None:

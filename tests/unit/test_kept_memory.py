@@ -34,7 +34,7 @@ for size in sizes:
     pixels = engine.decode(latents, engine.plan_decode(tuple(latents.shape))).pixels
     told.append({"faults": faults() - before, "resident": resident()})
     del pixels
-engine.rest()
+engine.on_idle()
 told.append({"resident": resident()})
 print(json.dumps(told))
 """

@@ -119,7 +119,7 @@ def model(folder: Path) -> Iterator[OneModel]:
 def test_a_decode_waits_for_results_that_it_would_not_fit_beside_and_the_budget_is_kept(
     model: OneModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model.set_free(model.engine.forecast(torch.float32).decode(LARGE, UNTILED) + LARGE_PIXELS // 4 - 1)
+    model.set_free(model.engine.estimator(torch.float32).decode(LARGE, UNTILED) + LARGE_PIXELS // 4 - 1)
     go_on, writing, decoded = threading.Event(), threading.Event(), 0
     write = codecs.write
 
@@ -150,7 +150,7 @@ def test_a_decode_waits_for_results_that_it_would_not_fit_beside_and_the_budget_
 
 
 def test_where_there_is_room_nobody_waits_for_a_writer(model: OneModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    model.set_free(model.engine.forecast(torch.float32).decode(LARGE, UNTILED) + 3 * LARGE_PIXELS)
+    model.set_free(model.engine.estimator(torch.float32).decode(LARGE, UNTILED) + 3 * LARGE_PIXELS)
     go_on = threading.Event()
     write = codecs.write
     monkeypatch.setattr(codecs, "write", lambda *arguments: (go_on.wait(WAIT_S), write(*arguments))[1])

@@ -35,13 +35,15 @@ RAYS_OF_THEIR_OWN = (
 """Files that start servers of their own, each with a Ray."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
     """For pytest-xdist's loadgroup: one process for all tests of a cluster, one for each other file or served family.
 
     What waits for Ray begins early, so that the rest fills the time beside it; but not all of it at once. In random order too.
     """
     for item in items:
         item.add_marker(pytest.mark.xdist_group(_group_of(item)))
+    yield  # here xdist reads the groups, and others shuffle
     items.sort(key=_begun_at)  # stable: the order within stays
 
 

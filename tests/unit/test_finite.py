@@ -247,16 +247,10 @@ def test_float32_that_does_not_fit_beside_the_half_is_refused_with_the_number(mo
     engine = model.engine
     z = BRIGHT * latents(1, 4, 8, 8)
     needed = (
-<<<<<<< HEAD
         engine.planner.estimator(torch.float32).decode(tuple(z.shape), TilingPlan())
         + engine.planner.estimator(torch.float32).weights
     )
     engine.planner.budget = engine.planner.estimator(torch.float16).weights + needed - 1
-=======
-        engine.estimator(torch.float32).decode(tuple(z.shape), TilingPlan()) + engine.estimator(torch.float32).weights
-    )
-    engine._budget = engine.estimator(torch.float16).weights + needed - 1
->>>>>>> tests
     refused = model.post(z)
     assert (refused.status_code, refused.json()["parameter"]) == (400, "shape")
     assert "GiB" in refused.json()["error"]
@@ -268,17 +262,10 @@ def test_float32_that_does_not_fit_beside_the_half_is_refused_with_the_number(mo
 def test_tiles_are_kept_to_where_float32_does_not_fit_whole(model: OneModel) -> None:
     engine, z = model.engine, BRIGHT * latents(1, 4, 36, 36)
     whole, tiled = (
-<<<<<<< HEAD
         engine.planner.estimator(torch.float32).decode(tuple(z.shape), plan) for plan in (TilingPlan(), TilingPlan(256))
     )
     engine.planner.budget = (
         sum(engine.planner.estimator(dtype).weights for dtype in (torch.float16, torch.float32)) + (whole + tiled) // 2
-=======
-        engine.estimator(torch.float32).decode(tuple(z.shape), plan) for plan in (TilingPlan(), TilingPlan(256))
-    )
-    engine._budget = (
-        sum(engine.estimator(dtype).weights for dtype in (torch.float16, torch.float32)) + (whole + tiled) // 2
->>>>>>> tests
     )
     answer = model.post(z)
     assert (answer.status_code, answer.headers["x-vae-dtype"], answer.headers["x-vae-tiling"]) == (

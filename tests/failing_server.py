@@ -13,7 +13,7 @@ import torch
 from limits import WAIT_S
 from remote_vae import errors, remote_decode
 from remote_vae.errors import RemoteVAEError
-from remote_vae.protocol.wire import Result
+from remote_vae.protocol.result import Result
 from remote_vae.transports import http, transport
 from scripted_server import Exchange, ScriptedServer
 

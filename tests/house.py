@@ -24,7 +24,8 @@ import torch
 from in_process import InProcess
 from limits import WAIT_S
 from raw_http import Answer, connect, exchange
-from remote_vae.protocol.decode_request import DecodeRequest, Output
+from remote_vae.protocol.decode_request import DecodeRequest
+from remote_vae.protocol.output import Output
 from remote_vae.protocol.tensors import from_array
 from remote_vae_serve.config import FakeEngineConfig
 from remote_vae_serve.engine.base import Decoded, Engine

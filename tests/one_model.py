@@ -14,9 +14,10 @@ from starlette.testclient import TestClient
 
 from in_process import InProcess, diffusers_engine, pipeline_of
 from limits import WAIT_S
-from remote_vae.protocol.decode_request import DecodeRequest, Output
+from remote_vae.protocol.decode_request import DecodeRequest
+from remote_vae.protocol.output import Output
+from remote_vae.protocol.result import Result
 from remote_vae.protocol.tensors import from_array, to_torch
-from remote_vae.protocol.wire import Result
 from remote_vae_serve.engine.memory.estimate import LiveBytes
 from remote_vae_serve.http.app import create_app
 from remote_vae_serve.replica.device_worker import Job

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from remote_vae.protocol.decode_request import DecodeRequest
-from remote_vae.protocol.wire import Result
+from remote_vae.protocol.result import Result
 
 
 class Exchange(BaseHTTPRequestHandler):

@@ -18,7 +18,8 @@ from starlette.testclient import TestClient
 from in_process import InProcess
 from limits import WAIT_S
 from remote_vae.errors import BadRequest, Unavailable
-from remote_vae.protocol.decode_request import DecodeRequest, Output
+from remote_vae.protocol.decode_request import DecodeRequest
+from remote_vae.protocol.output import Output
 from remote_vae.protocol.tensors import from_array
 from remote_vae_serve.config import FakeEngineConfig, VAEConfig
 from remote_vae_serve.engine.base import Decoded, Engine

@@ -19,8 +19,9 @@ from PIL import Image
 
 from reading import psnr, read
 from remote_vae.errors import RemoteVAEError
-from remote_vae.protocol.decode_request import DecodeRequest, Output
+from remote_vae.protocol.decode_request import DecodeRequest
 from remote_vae.protocol.encode_request import EncodeRequest, SampleMode
+from remote_vae.protocol.output import Output
 from remote_vae.protocol.tensors import RawTensor, to_torch
 from remote_vae.protocol.wire import Scaling
 from samples import pipeline_decode, tiny_vae

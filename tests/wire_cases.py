@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from remote_vae.protocol.decode_request import DecodeRequest, Output
+from remote_vae.protocol.decode_request import DecodeRequest
 from remote_vae.protocol.encode_request import EncodeRequest
 from remote_vae.protocol.hints import Hints
+from remote_vae.protocol.output import Output
 from remote_vae.protocol.tensors import from_array
 from remote_vae.protocol.wire import Scaling
 from samples import latents

@@ -22,7 +22,7 @@ from families.through_engine import (
     hints_of,
     serving,
 )
-from remote_vae.protocol.decode_request import Output
+from remote_vae.protocol.output import Output
 from remote_vae_serve.families.layouts import ONE_IMAGE, RequestHints
 from remote_vae_serve.families.table import FAMILIES, GENERIC, latent_space_of
 

@@ -19,11 +19,13 @@ from diffusers.pipelines.kandinsky5 import pipeline_kandinsky_i2i
 from families import images, video
 from families.case import Case
 from in_process import diffusers_engine, pipeline_of
-from remote_vae.protocol.decode_request import DecodeRequest, Output
+from remote_vae.protocol.decode_request import DecodeRequest
 from remote_vae.protocol.encode_request import EncodeRequest, SampleMode
 from remote_vae.protocol.hints import Hints
+from remote_vae.protocol.output import Output
+from remote_vae.protocol.result import Result
 from remote_vae.protocol.tensors import from_array, to_torch
-from remote_vae.protocol.wire import Result, Scaling
+from remote_vae.protocol.wire import Scaling
 from remote_vae_serve.families.layouts import Layout
 from remote_vae_serve.replica.device_worker import Job
 

@@ -12,7 +12,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from in_process import InProcess, fake_engine, pipeline_of
-from remote_vae.protocol.decode_request import DecodeRequest, Output
+from remote_vae.protocol.decode_request import DecodeRequest
+from remote_vae.protocol.output import Output
 from remote_vae.protocol.tensors import from_array
 from remote_vae_serve.http.app import create_app
 from samples import latents

@@ -15,8 +15,8 @@ from ray import serve
 from conftest import Cluster
 from remote_vae import ray_internals
 from remote_vae.protocol.decode_request import DecodeRequest
+from remote_vae.protocol.result import Result
 from remote_vae.protocol.tensors import from_array
-from remote_vae.protocol.wire import Result
 from remote_vae_serve.scaling import ask_to_yield, asked_to_yield
 from samples import latents
 

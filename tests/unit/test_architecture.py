@@ -234,7 +234,7 @@ def test_the_light_client_needs_nothing_of_the_server() -> None:
     run = run_without_the_server("""
 import numpy, remote_vae
 from remote_vae.calls.decode_call import DecodeCall
-from remote_vae.protocol.wire import Result
+from remote_vae.protocol.result import Result
 DecodeCall(numpy.zeros((1, 4, 2, 2), "f2")).requests()[0].to_http()
 answer = Result.from_http({"content-type": "tensor/binary", "shape": "[2]", "dtype": "bfloat16"}, bytes(4))
 print(DecodeCall(numpy.zeros((1, 4, 2, 2), "f2"), output_type="pt").answer([answer]).dtype)

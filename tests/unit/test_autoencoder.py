@@ -21,7 +21,7 @@ from remote_vae.autoencoder import RemoteAutoencoder
 from remote_vae.errors import BadRequest, BrokenReply, ConnectionFailed, ModelFailed, Overloaded, UnknownModel
 from remote_vae.protocol.model_description import ModelDescription
 from remote_vae.protocol.request import Request
-from remote_vae.protocol.wire import Result
+from remote_vae.protocol.result import Result
 from remote_vae_serve.config import VAEConfig
 from remote_vae_serve.http.app import create_app
 from remote_vae_serve.replica.replica import VAE

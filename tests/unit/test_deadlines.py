@@ -21,8 +21,8 @@ from limits import WAIT_S
 from remote_vae import AsyncRemoteVAE, remote_decode
 from remote_vae.errors import DeadlineExceeded, TimedOut, Unavailable
 from remote_vae.protocol.decode_request import DecodeRequest
+from remote_vae.protocol.result import Result
 from remote_vae.protocol.tensors import from_array
-from remote_vae.protocol.wire import Result
 from remote_vae_serve.engine.base import Decoded
 from remote_vae_serve.engine.fake import FakeEngine
 from remote_vae_serve.engine.tiling import UNTILED, TilingPlan

@@ -18,9 +18,10 @@ from PIL import Image
 from remote_vae import open_result
 from remote_vae.calls.decode_call import DecodeCall, open_image
 from remote_vae.errors import BadRequest, BrokenReply
-from remote_vae.protocol.decode_request import Output
+from remote_vae.protocol.output import Output
+from remote_vae.protocol.result import Result
 from remote_vae.protocol.tensors import from_array, to_torch
-from remote_vae.protocol.wire import Result, Scaling
+from remote_vae.protocol.wire import Scaling
 from samples import latents
 
 Z = latents(1, 4, 2, 3)

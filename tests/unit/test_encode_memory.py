@@ -15,8 +15,8 @@ from one_model import OneModel
 from remote_vae import remote_encode
 from remote_vae.errors import BadRequest, Unavailable
 from remote_vae.protocol.encode_request import EncodeRequest, SampleMode
+from remote_vae.protocol.result import Result
 from remote_vae.protocol.tensors import from_array, to_torch
-from remote_vae.protocol.wire import Result
 from remote_vae_serve.engine.tiling import ONE_BY_ONE, UNTILED, TilingPlan, view
 from remote_vae_serve.http.app import create_app
 from samples import latents, save_tiny_vae, tiny_vae

@@ -19,8 +19,9 @@ from remote_vae.errors import BadRequest, ProtocolMismatch, UnknownContentType
 from remote_vae.protocol.encode_request import EncodeRequest, SampleMode, in_rgb
 from remote_vae.protocol.hints import Hints
 from remote_vae.protocol.request import read_request
+from remote_vae.protocol.result import Result
 from remote_vae.protocol.tensors import RawTensor, from_array, to_numpy
-from remote_vae.protocol.wire import Result, Scaling
+from remote_vae.protocol.wire import Scaling
 
 FLOATS = np.random.default_rng(0).uniform(-1, 1, (2, 3, 16, 24)).astype(np.float32)
 BYTES = np.random.default_rng(1).integers(0, 256, (2, 16, 24, 3), np.uint8)
@@ -350,7 +351,7 @@ import sys
 import numpy as np
 from PIL import Image
 from remote_vae.calls.encode_call import EncodeCall
-from remote_vae.protocol.wire import Result
+from remote_vae.protocol.result import Result
 call = EncodeCall(Image.new("RGB", (8, 8)))
 call.requests()
 print(type(call.answer([Result("tensor/binary", np.zeros(4, np.uint8), "bfloat16", (2,))])), "torch" in sys.modules)

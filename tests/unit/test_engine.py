@@ -20,10 +20,12 @@ from safetensors.torch import load_file, save_file
 from in_process import diffusers_engine, fake_engine, pipeline_of
 from pipeline_ends import decoder_input, local_pixels
 from remote_vae.errors import BadRequest, ModelFailed
-from remote_vae.protocol.decode_request import DecodeRequest, Output
+from remote_vae.protocol.decode_request import DecodeRequest
 from remote_vae.protocol.encode_request import SampleMode
+from remote_vae.protocol.output import Output
+from remote_vae.protocol.result import Result
 from remote_vae.protocol.tensors import RawTensor, from_array, to_numpy, to_torch
-from remote_vae.protocol.wire import Result, Scaling
+from remote_vae.protocol.wire import Scaling
 from remote_vae_serve.codecs.jpeg import JPEG_QUALITY
 from remote_vae_serve.engine.diffusers_engine import DiffusersEngine
 from samples import IMAGE_KINDS, KINDS, latents, samples_of, save_tiny_vae, tiny_vae

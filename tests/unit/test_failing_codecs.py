@@ -17,7 +17,7 @@ import torch
 from house import WAIT_S, children, filled, gated, house, open_files, post, send, temporary, until
 from in_process import diffusers_engine
 from raw_http import Answer, speak
-from remote_vae.protocol.decode_request import Output
+from remote_vae.protocol.output import Output
 from remote_vae_serve.codecs import codecs, mp4
 from remote_vae_serve.engine.base import Decoded
 from remote_vae_serve.engine.tiling import TilingPlan

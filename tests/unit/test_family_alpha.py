@@ -17,11 +17,13 @@ from families.images import CASES
 from in_process import diffusers_engine, pipeline_of
 from remote_vae.calls.decode_call import open_image
 from remote_vae.errors import BadRequest
-from remote_vae.protocol.decode_request import DecodeRequest, Output
+from remote_vae.protocol.decode_request import DecodeRequest
 from remote_vae.protocol.encode_request import EncodeRequest
 from remote_vae.protocol.hints import Hints
+from remote_vae.protocol.output import Output
+from remote_vae.protocol.result import Result
 from remote_vae.protocol.tensors import from_array, to_torch
-from remote_vae.protocol.wire import Result, Scaling
+from remote_vae.protocol.wire import Scaling
 from remote_vae_serve.codecs import codecs
 from remote_vae_serve.codecs.alpha import over_white
 from remote_vae_serve.codecs.host_copy import HostCopy

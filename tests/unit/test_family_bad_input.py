@@ -13,9 +13,10 @@ from families import images, video
 from families.case import Case
 from in_process import diffusers_engine
 from remote_vae.errors import BadRequest
-from remote_vae.protocol.decode_request import DecodeRequest, Output
+from remote_vae.protocol.decode_request import DecodeRequest
 from remote_vae.protocol.encode_request import EncodeRequest, SampleMode
 from remote_vae.protocol.hints import Hints
+from remote_vae.protocol.output import Output
 from remote_vae.protocol.tensors import from_array
 from remote_vae.protocol.wire import Scaling
 from remote_vae_serve.engine.diffusers_engine import DiffusersEngine

@@ -15,10 +15,11 @@ import torch
 from in_process import diffusers_engine, fake_engine
 from one_model import OneModel
 from remote_vae.errors import BadRequest
-from remote_vae.protocol.decode_request import DecodeRequest, Output
+from remote_vae.protocol.decode_request import DecodeRequest
 from remote_vae.protocol.encode_request import EncodeRequest, SampleMode
+from remote_vae.protocol.output import Output
+from remote_vae.protocol.result import Result
 from remote_vae.protocol.tensors import from_array, to_torch
-from remote_vae.protocol.wire import Result
 from remote_vae_serve.engine.diffusers_engine import DiffusersEngine
 from remote_vae_serve.engine.memory.estimate import LiveBytes
 from remote_vae_serve.engine.tiling import TilingPlan

@@ -14,7 +14,8 @@ import torch
 
 from house import until
 from remote_vae.errors import ModelFailed, Unavailable
-from remote_vae.protocol.decode_request import DecodeRequest, Output
+from remote_vae.protocol.decode_request import DecodeRequest
+from remote_vae.protocol.output import Output
 from remote_vae.protocol.tensors import from_array
 from remote_vae_serve.engine.base import Engine
 from remote_vae_serve.replica import device_worker

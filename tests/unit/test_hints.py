@@ -25,8 +25,8 @@ from remote_vae.protocol.hints import PARAMETERS, EncodeHintArguments, HintArgum
 from remote_vae.protocol.model_description import ModelDescription
 from remote_vae.protocol.parameters import collect
 from remote_vae.protocol.request import Request
+from remote_vae.protocol.result import Result
 from remote_vae.protocol.tensors import from_array
-from remote_vae.protocol.wire import Result
 from remote_vae.transports.transport import Transport
 from samples import latents
 

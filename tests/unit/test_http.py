@@ -19,9 +19,10 @@ from starlette.testclient import TestClient
 from in_process import InProcess, fake_engine, pipeline_of
 from remote_vae import errors
 from remote_vae.errors import RemoteVAEError
-from remote_vae.protocol.decode_request import DecodeRequest, Output
+from remote_vae.protocol.decode_request import DecodeRequest
+from remote_vae.protocol.output import Output
+from remote_vae.protocol.result import Result
 from remote_vae.protocol.tensors import from_array, to_torch
-from remote_vae.protocol.wire import Result
 from remote_vae_serve.http.app import RESERVED, create_app
 from samples import latents
 

@@ -21,7 +21,7 @@ from remote_vae import AsyncRemoteVAE, errors, remote_encode
 from remote_vae.calls.decode_call import DecodeCall
 from remote_vae.calls.encode_call import EncodeCall
 from remote_vae.errors import BadRequest, TimedOut
-from remote_vae.protocol.wire import Result
+from remote_vae.protocol.result import Result
 from samples import latents
 from scripted_server import Exchange, ScriptedServer
 

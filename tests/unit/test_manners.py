@@ -20,7 +20,7 @@ from house import DOORS, WAIT_S, House, fields, filled, gated, hang_up, house, p
 from in_process import diffusers_engine, fake_engine
 from limits import stretched
 from raw_http import connect, speak
-from remote_vae.protocol.decode_request import Output
+from remote_vae.protocol.output import Output
 from remote_vae_serve.http import responses
 from samples import KL, latents
 

@@ -17,8 +17,9 @@ from diffusers import AutoencoderKL
 
 from one_model import OneModel, pixels_of
 from remote_vae.errors import BadRequest, Unavailable
-from remote_vae.protocol.decode_request import DecodeRequest, Output
+from remote_vae.protocol.decode_request import DecodeRequest
 from remote_vae.protocol.encode_request import EncodeRequest, SampleMode
+from remote_vae.protocol.output import Output
 from remote_vae.protocol.tensors import from_array, to_torch
 from remote_vae_serve.engine.memory.budget import GIB
 from remote_vae_serve.engine.tiling import ONE_BY_ONE, UNTILED, TilingPlan, view

@@ -14,7 +14,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderKLHunyuanVideo, AutoencoderTiny
 
 from fresh_process import printed_by
-from remote_vae.protocol.decode_request import Output
+from remote_vae.protocol.output import Output
 from remote_vae_serve.engine.memory import estimate
 from remote_vae_serve.engine.memory.estimate import LiveBytes, MemoryEstimator, on_meta, peak_bytes
 from remote_vae_serve.engine.operation import DECODE, ENCODE, one_by_one, run_of

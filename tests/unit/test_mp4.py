@@ -11,7 +11,8 @@ import pytest
 from in_process import diffusers_engine, pipeline_of
 from reading import frames, psnr, read
 from remote_vae.errors import InternalError
-from remote_vae.protocol.decode_request import DecodeRequest, Output
+from remote_vae.protocol.decode_request import DecodeRequest
+from remote_vae.protocol.output import Output
 from remote_vae.protocol.tensors import from_array
 from remote_vae.protocol.wire import Scaling
 from remote_vae_serve.codecs.mp4 import to_mp4

@@ -16,7 +16,7 @@ from in_process import InProcess
 from remote_vae.errors import SENT, RemoteVAEError
 from remote_vae.protocol.parameters import Parameter
 from remote_vae.protocol.request import read_request
-from remote_vae.protocol.wire import Provenance, Result
+from remote_vae.protocol.result import Provenance, Result
 from remote_vae_serve.http.app import create_app
 from wire_answers import Decodes, Encodes, Refused
 from wire_cases import CASES, WireCase

@@ -19,7 +19,8 @@ from house import until
 from limits import WAIT_S
 from one_model import OneModel
 from remote_vae.errors import Unavailable
-from remote_vae.protocol.decode_request import DecodeRequest, Output
+from remote_vae.protocol.decode_request import DecodeRequest
+from remote_vae.protocol.output import Output
 from remote_vae.protocol.tensors import from_array
 from remote_vae_serve.codecs import codecs
 from remote_vae_serve.engine.memory import pending_results

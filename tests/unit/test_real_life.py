@@ -20,7 +20,7 @@ import torch
 from failing_server import Answer, Z, cut, decode, echo, hang_up, in_turn, no_http, raising, saying, skip_sleeps
 from remote_vae import AsyncRemoteVAE, RemoteVAE, errors, remote_decode, remote_encode
 from remote_vae.errors import BadRequest, ConnectionFailed, DeadlineExceeded, RemoteVAEError, Unavailable
-from remote_vae.protocol.wire import Result
+from remote_vae.protocol.result import Result
 from remote_vae.transports import transport
 from scripted_server import Exchange, ScriptedServer, _Server
 

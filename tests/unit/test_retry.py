@@ -17,8 +17,8 @@ from remote_vae.errors import BadRequest, ConnectionFailed, ModelFailed, Overloa
 from remote_vae.protocol.decode_request import DecodeRequest
 from remote_vae.protocol.model_description import ModelDescription
 from remote_vae.protocol.request import Request
+from remote_vae.protocol.result import Result
 from remote_vae.protocol.tensors import from_array
-from remote_vae.protocol.wire import Result
 from remote_vae.transports.retry import FIRST_PAUSE_S, LONGEST_PAUSE_S, LONGEST_WAIT_S, RetryPolicy, RetryState
 from remote_vae.transports.transport import Transport
 

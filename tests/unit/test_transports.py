@@ -23,8 +23,8 @@ from remote_vae import AsyncRemoteVAE, RemoteVAE, errors, remote_decode
 from remote_vae.errors import BadRequest, BrokenReply, ConnectionFailed, RemoteVAEError, TimedOut
 from remote_vae.protocol.decode_request import DecodeRequest
 from remote_vae.protocol.model_description import ModelDescription
+from remote_vae.protocol.result import Result
 from remote_vae.protocol.tensors import to_torch
-from remote_vae.protocol.wire import Result
 from remote_vae.transports.http import HttpTransport
 from remote_vae.transports.transport import IN_FLIGHT, Transport
 from scripted_server import Exchange, ScriptedServer

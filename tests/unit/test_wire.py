@@ -15,10 +15,12 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import remote_utils
 
 from remote_vae.errors import BadRequest, BrokenReply, ProtocolMismatch, UnknownContentType
-from remote_vae.protocol.decode_request import DecodeRequest, Output
+from remote_vae.protocol.decode_request import DecodeRequest
 from remote_vae.protocol.hints import Hints
+from remote_vae.protocol.output import Output
+from remote_vae.protocol.result import Provenance, Result
 from remote_vae.protocol.tensors import RawTensor, from_array, to_torch
-from remote_vae.protocol.wire import PROTOCOL, Provenance, Result, Scaling
+from remote_vae.protocol.wire import PROTOCOL, Scaling
 from samples import latents
 
 LATENTS = latents(1, 4, 2, 2)

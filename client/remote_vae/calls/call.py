@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 
 from remote_vae.errors import BrokenReply
 from remote_vae.protocol.request import Request
-from remote_vae.protocol.wire import Result
+from remote_vae.protocol.result import Result
 from remote_vae.transports.transport import Transport
 
 T_co = TypeVar("T_co", covariant=True)

@@ -14,11 +14,13 @@ import numpy as np
 from PIL import Image
 
 from remote_vae.errors import BadRequest, BrokenReply
-from remote_vae.protocol.decode_request import DecodeRequest, Output
+from remote_vae.protocol.decode_request import DecodeRequest
 from remote_vae.protocol.hints import Hints
 from remote_vae.protocol.messages import Transfer
+from remote_vae.protocol.output import Output
+from remote_vae.protocol.result import Result
 from remote_vae.protocol.tensors import RawTensor, cast, from_array, is_torch, to_numpy, to_torch
-from remote_vae.protocol.wire import Result, Scaling
+from remote_vae.protocol.wire import Scaling
 
 if TYPE_CHECKING:
     import torch

@@ -15,8 +15,8 @@ from remote_vae.calls.decode_call import as_number, scaling_of
 from remote_vae.errors import BadRequest
 from remote_vae.protocol.encode_request import EncodeRequest, Picture, SampleMode, in_rgb
 from remote_vae.protocol.hints import Hints
+from remote_vae.protocol.result import Result
 from remote_vae.protocol.tensors import RawTensor, cast, from_array, is_torch, to_numpy, to_torch
-from remote_vae.protocol.wire import Result
 
 if TYPE_CHECKING:
     import torch

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from remote_vae.errors import RemoteVAEError
+from remote_vae.protocol.result import Result
 from remote_vae.protocol.tensors import RawTensor, from_array
-from remote_vae.protocol.wire import Result
 
 
 @dataclass

@@ -22,10 +22,11 @@ from remote_vae.cli.outputs import Outputs
 from remote_vae.cli.runs import Made, Run
 from remote_vae.cli.tensor_files import UnreadableTensor
 from remote_vae.errors import BadRequest, RemoteVAEError, UnknownModel, UnknownRoute
-from remote_vae.protocol.decode_request import DecodeRequest, Output
+from remote_vae.protocol.decode_request import DecodeRequest
 from remote_vae.protocol.encode_request import EncodeRequest, SampleMode
 from remote_vae.protocol.hints import ENCODE_PARAMETERS, Hints
 from remote_vae.protocol.model_description import ModelDescription
+from remote_vae.protocol.output import Output
 from remote_vae.protocol.tensors import LATENT_DTYPES, RawTensor, to_numpy
 from remote_vae.protocol.wire import Scaling
 from remote_vae.transports.transport import IN_FLIGHT

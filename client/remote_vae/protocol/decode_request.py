@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,6 +13,7 @@ from remote_vae.protocol import parameters
 from remote_vae.protocol.hints import PARAMETERS as HINTS
 from remote_vae.protocol.hints import Hints
 from remote_vae.protocol.messages import Message, Query, Transfer, deadline_headers, to_base64
+from remote_vae.protocol.output import Output
 from remote_vae.protocol.parameters import Parameter, Values
 from remote_vae.protocol.tensors import LATENT_DTYPES, RawTensor
 from remote_vae.protocol.wire import PROTOCOL, SCALING, SHAPE, Scaling, check_protocol
@@ -36,31 +36,6 @@ FPS = parameters.number("fps", "Frames a second of an mp4, 1 to 240; default is 
 PARAMETERS: tuple[Parameter[Any], ...] = (
     SHAPE, DTYPE, OUTPUT_TYPE, PARTIAL_POSTPROCESS, IMAGE_FORMAT, *SCALING, HEIGHT, WIDTH, FPS, *HINTS,
 )  # fmt: skip
-
-
-class Output(str, Enum):
-    """What a reply carries. HTTP says it with three parameters and a header; see `_output`.
-
-    JPEG and PNG hold one 8-bit RGB image. UNIT is `output_type=pil` as a float tensor in [0, 1]: `[B, C, H, W]`, or
-    `[T, C, H, W]` for one video. PT is what the decoder put out, not clamped, `[B, C, H, W]` or `[B, C, T, H, W]`, in the
-    model's dtype. UINT8 is `[B, H, W, C]` or `[T, H, W, C]`. MP4 is one video file.
-    """
-
-    JPEG = "jpg"
-    PNG = "png"
-    UNIT = "unit"
-    PT = "pt"
-    UINT8 = "uint8"
-    MP4 = "mp4"
-
-    @property
-    def is_image(self) -> bool:
-        return self in (Output.JPEG, Output.PNG)
-
-    @property
-    def media_type(self) -> str:
-        media_types = {Output.JPEG: "image/jpeg", Output.PNG: "image/png", Output.MP4: "video/mp4"}
-        return media_types.get(self, "tensor/binary")
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,7 +27,7 @@ from remote_vae.errors import (
 )
 from remote_vae.protocol.model_description import ModelDescription
 from remote_vae.protocol.request import Request
-from remote_vae.protocol.wire import Result
+from remote_vae.protocol.result import Result
 from remote_vae.transports.retry import DEFAULT_POLICY, RetryPolicy
 from remote_vae.transports.transport import Transport
 

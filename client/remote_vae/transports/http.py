@@ -29,7 +29,7 @@ from remote_vae.errors import (
 )
 from remote_vae.protocol.model_description import ModelDescription
 from remote_vae.protocol.request import Request
-from remote_vae.protocol.wire import Result
+from remote_vae.protocol.result import Result
 from remote_vae.transports.connection_errors import is_distrust, is_late, is_no_http
 from remote_vae.transports.retry import DEFAULT_POLICY, RetryPolicy, RetryState
 from remote_vae.transports.transport import IN_FLIGHT, Transport

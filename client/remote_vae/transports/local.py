@@ -21,12 +21,14 @@ from remote_vae.errors import (
     TimedOut,
     Unavailable,
 )
-from remote_vae.protocol.decode_request import DecodeRequest, Output
+from remote_vae.protocol.decode_request import DecodeRequest
 from remote_vae.protocol.encode_request import EncodeRequest, SampleMode, in_rgb
 from remote_vae.protocol.model_description import ModelDescription
+from remote_vae.protocol.output import Output
 from remote_vae.protocol.request import Request
+from remote_vae.protocol.result import Provenance, Result
 from remote_vae.protocol.tensors import RawTensor, from_array, to_numpy, to_torch
-from remote_vae.protocol.wire import Provenance, Result, Scaling
+from remote_vae.protocol.wire import Scaling
 from remote_vae.transports.retry import RetryState
 from remote_vae.transports.transport import Transport
 

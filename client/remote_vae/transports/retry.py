@@ -1,4 +1,5 @@
-"""Retries with exponential backoff: `RetryPolicy`, time-outs, deadline and retries; and `RetryState`, those of one call."""
+"""Retries with exponential backoff, and which errors are worth one: `RetryPolicy`, time-outs, deadline and retries; `RetryState`,
+those of one call."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from typing import Any
 from remote_vae.errors import BadRequest, RemoteVAEError
 from remote_vae.protocol.model_description import ModelDescription
 from remote_vae.protocol.request import Request
-from remote_vae.protocol.wire import Result
+from remote_vae.protocol.result import Result
 from remote_vae.transports.retry import RetryPolicy, RetryState
 
 IN_FLIGHT = 4

@@ -1,15 +1,15 @@
 """Encode uint8 pixels as a file, JPEG, PNG or mp4, or hand on the raw tensor: the last step of a decode, on the host.
 
-Bytes in memory only; nothing here opens a file.
+Bytes in memory only; nothing here opens a file. Which formats there are is said in `remote_vae.protocol.output`.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from remote_vae.protocol.decode_request import Output
+from remote_vae.protocol.output import Output
+from remote_vae.protocol.result import Result
 from remote_vae.protocol.tensors import from_array
-from remote_vae.protocol.wire import Result
 from remote_vae_serve.codecs.alpha import over_white
 from remote_vae_serve.codecs.host_copy import HostCopy
 from remote_vae_serve.codecs.jpeg import to_jpeg

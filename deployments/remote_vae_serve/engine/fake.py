@@ -9,8 +9,8 @@ from functools import cached_property
 import torch
 from torch.nn.functional import interpolate
 
-from remote_vae.protocol.decode_request import Output
 from remote_vae.protocol.encode_request import SampleMode
+from remote_vae.protocol.output import Output
 from remote_vae_serve.config import FakeEngineConfig
 from remote_vae_serve.engine.base import Decoded, Encoded, Engine, Event
 from remote_vae_serve.engine.tiling import UNTILED, TilingPlan

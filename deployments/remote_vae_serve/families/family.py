@@ -1,5 +1,5 @@
 """`Family`: what is the same for autoencoders of one kind, as a row of data: diffusers classes, layouts, latent scaling,
-decode and encode, tiling, dtype. The rows are in `table.py`.
+decode and encode, tiling, dtype. The rows are in `images.py` and `videos.py`.
 
 `LatentSpace` is one loaded model's numbers and its row.
 """

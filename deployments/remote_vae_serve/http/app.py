@@ -34,7 +34,7 @@ from remote_vae.protocol.messages import DEADLINE_HEADER, deadline_of
 from remote_vae.protocol.model_description import ModelDescription
 from remote_vae.protocol.request import Request as VAERequest
 from remote_vae.protocol.request import Verb, read_request
-from remote_vae.protocol.wire import Result
+from remote_vae.protocol.result import Result
 from remote_vae_serve.http.openapi import document
 from remote_vae_serve.http.responses import reply
 

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp
 from remote_vae.errors import ModelFailed, ModelStarting
 from remote_vae.protocol.model_description import ModelDescription
 from remote_vae.protocol.request import Request
-from remote_vae.protocol.wire import Result
+from remote_vae.protocol.result import Result
 from remote_vae.transports.handle import HandleTransport
 from remote_vae_serve.config import IngressConfig
 from remote_vae_serve.http.app import Answerer, create_app

@@ -12,9 +12,10 @@ from typing import Literal
 import torch
 
 from remote_vae.errors import BadRequest
-from remote_vae.protocol.decode_request import DecodeRequest, Output
+from remote_vae.protocol.decode_request import DecodeRequest
 from remote_vae.protocol.encode_request import EncodeRequest, SampleMode
 from remote_vae.protocol.hints import Hints
+from remote_vae.protocol.output import Output
 from remote_vae.protocol.tensors import view_as_torch
 from remote_vae_serve.families.family import LatentSpace
 from remote_vae_serve.families.latent_scaling import scale_and_shift, shift_and_scale

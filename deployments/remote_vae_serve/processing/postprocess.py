@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from remote_vae.errors import BadRequest
-from remote_vae.protocol.decode_request import Output
+from remote_vae.protocol.output import Output
 from remote_vae_serve.families.layouts import Media
 
 PIECE = 2**22

@@ -8,8 +8,9 @@ import logging
 import torch
 
 from remote_vae.errors import BadRequest, ModelFailed, RemoteVAEError, Unavailable
-from remote_vae.protocol.decode_request import DecodeRequest, Output
+from remote_vae.protocol.decode_request import DecodeRequest
 from remote_vae.protocol.hints import Hints
+from remote_vae.protocol.output import Output
 from remote_vae.protocol.tensors import from_array
 from remote_vae.protocol.wire import Scaling
 from remote_vae_serve.engine.base import Engine

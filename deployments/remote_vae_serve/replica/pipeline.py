@@ -21,8 +21,8 @@ from remote_vae.protocol.decode_request import DecodeRequest
 from remote_vae.protocol.encode_request import EncodeRequest
 from remote_vae.protocol.hints import Hints
 from remote_vae.protocol.request import Request
+from remote_vae.protocol.result import Provenance, Result
 from remote_vae.protocol.tensors import from_array
-from remote_vae.protocol.wire import Provenance, Result
 from remote_vae_serve.codecs import codecs
 from remote_vae_serve.engine.base import Computed, Engine
 from remote_vae_serve.engine.tiling import TilingPlan

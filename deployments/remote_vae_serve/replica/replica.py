@@ -21,7 +21,8 @@ from remote_vae.protocol.encode_request import EncodeRequest
 from remote_vae.protocol.hints import PARAMETERS
 from remote_vae.protocol.model_description import NULLABLE, ModelDescription
 from remote_vae.protocol.request import Request
-from remote_vae.protocol.wire import PROTOCOL, Result
+from remote_vae.protocol.result import Result
+from remote_vae.protocol.wire import PROTOCOL
 from remote_vae_serve.config import VAEConfig
 from remote_vae_serve.http.app import Answerer, create_model_app
 from remote_vae_serve.proxy import behind_tokens

@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from remote_vae.errors import BadRequest
-from remote_vae.protocol.decode_request import Output
+from remote_vae.protocol.output import Output
 from remote_vae_serve.engine.operation import DECODE, ENCODE, Operation, run_of
 from remote_vae_serve.engine.tiling import UNTILED, TilingPlan, view
 from remote_vae_serve.families.family import LatentSpace

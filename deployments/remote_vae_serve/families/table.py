@@ -1,5 +1,5 @@
-"""The table of families, put together of the rows in `images` and `videos`: every autoencoder class of diffusers. A row says what its
-own pipelines do; tests/families holds each against them.
+"""The table of families, put together of the rows in `images` and `videos`: every autoencoder class of diffusers. A row says
+what its own pipelines do; tests/families holds each against them.
 
 Sources: diffusers 0.42.1, the pipelines that tests/families names for each class, and the configurations on the Hub.
 """

@@ -26,6 +26,8 @@ from remote_vae_serve.app import ingress, vae
 from remote_vae_serve.config import IngressConfig, VAEConfig
 from samples import KINDS, save_tiny_vae
 
+# Serve kills a proxy that is not ready within 5 s, which on a busy machine none is. Read by Serve's controller.
+os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
 GPUS = 4
 AT_ONCE = {"graceful_shutdown_wait_loop_s": 0.1}
 """Serve looks only every two seconds whether a replica that is to go has still work."""

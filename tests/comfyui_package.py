@@ -23,7 +23,7 @@ from remote_vae_serve.http.app import Answerer, create_app
 from samples import latents, tiny_vae
 from served import served
 
-FOLDER = Path(__file__).parents[2] / "integrations" / "comfyui"
+FOLDER = Path(__file__).parents[1] / "integrations" / "comfyui"
 KINDS = ("sd", "flux", "tiny", "hunyuan")
 COLD = "cold"
 """A model of the server that no replica has been started for."""

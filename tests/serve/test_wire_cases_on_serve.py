@@ -9,7 +9,8 @@ import requests
 
 from conftest import Cluster
 from limits import WAIT_S
-from wire_cases import CASES, WireCase
+from wire_case import WireCase
+from wire_cases import CASES
 
 CHOSEN = (
     "v0 blog, latents as the pipeline left them",

@@ -83,7 +83,7 @@ def test_without_torch_bfloat16_is_sent_as_it_is_and_a_pt_says_what_it_needs(ser
     torch.save(z, "needs.pt")
     code = f"""
 import sys
-sys.modules["torch"] = sys.modules["safetensors"] = None
+sys.modules["torch"] = None
 from remote_vae.cli import main
 main(["decode", "{server}/sd", "brain.safetensors", "needs.pt", "-o", "out/", "--format", "npy"])
 """

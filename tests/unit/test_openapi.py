@@ -19,7 +19,8 @@ from remote_vae.protocol.request import read_request
 from remote_vae.protocol.result import Provenance, Result
 from remote_vae_serve.http.app import create_app
 from wire_answers import Decodes, Encodes, Refused
-from wire_cases import CASES, WireCase
+from wire_case import WireCase
+from wire_cases import CASES
 
 # What of OpenAPI 3.1 a document like ours may hold: the objects of its specification, no key beside theirs.
 OPENAPI: dict[str, Any] = {

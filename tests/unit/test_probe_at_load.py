@@ -32,8 +32,8 @@ def test_a_model_of_nan_is_failed_with_the_reason_and_not_started_for_ever(
     kind: str, make: Callable[[Engine], Replica], tmp_path: Path
 ) -> None:
     one = make(DiffusersEngine(VAEConfig(source=str(save_nan(kind, tmp_path)), threads=1), "cpu"))
-    assert one.vae.description()["state"] == "failed"
-    assert "NaN" in one.vae.description()["reason"]
+    assert one.vae.description().state == "failed"
+    assert "NaN" in str(one.vae.description().reason)
     answer = one.post(latents(1, 4, 8, 8))
     assert (answer.status_code, answer.json()["code"]) == (503, "model_failed")
     assert "NaN" in answer.json()["error"]
@@ -45,7 +45,7 @@ def test_a_device_that_fails_when_the_model_is_loaded_is_a_failed_model(
 ) -> None:
     engine.always = LOST
     one = make(engine)
-    assert "illegal memory access" in one.vae.description()["reason"]
+    assert "illegal memory access" in str(one.vae.description().reason)
     one.check()
 
 
@@ -55,7 +55,7 @@ def test_a_model_that_takes_no_such_latent_is_served_and_not_probed(
 ) -> None:
     engine.always = error
     one = make(engine)
-    assert one.vae.description()["state"] == "ready"
+    assert one.vae.description().state == "ready"
     engine.always, engine.of_clients = None, LOST
     probed = engine.probed
     assert one.post(latents(1, 4, 8, 8)).status_code == 500

@@ -25,7 +25,8 @@ from remote_vae.protocol.request import read_request
 from remote_vae_serve.http.app import create_app
 from remote_vae_serve.http.openapi import document
 from wire_answers import Decodes, Refused, Tells, as_uint8, tensor_of
-from wire_cases import CASES, HOSTS, MAX_BODY, WireCase, Z
+from wire_case import HOSTS, MAX_BODY, WireCase, Z
+from wire_cases import CASES
 from wire_clients import today
 
 KINDS = ("sd", "sdxl", "flux", "tiny", "hunyuan")

@@ -45,7 +45,7 @@ def breakable(cluster: Cluster) -> Iterator[str]:
         name="VAE",
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=8,
-        user_config=describe_arguments(config),
+        user_config=describe_arguments(config).to_plain(),
         health_check_period_s=PERIOD_S,
     )
     serve.run(deployment.bind(config), name=NAME, route_prefix=None)

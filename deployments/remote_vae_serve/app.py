@@ -1,4 +1,4 @@
-"""The builders that serve_config.yaml names: `ingress` and `vae`. The one file that sees the whole graph.
+"""The application builders that serve_config.yaml names: `ingress` and `vae`. The one file that sees the whole graph.
 
 No `from __future__ import annotations` here: Serve reads the builders' annotations as they stand, and a string would make
 it pass the arguments as an unchecked dict.

@@ -1,8 +1,9 @@
-"""When the last replica of an idle model goes: after `idle_s`, or at once when another model waits for what it holds.
+"""`YieldWhenIdle`: the autoscaling policy of models that scale to zero. The last replica of an idle model goes after `idle_s`,
+or at once when another model waits for what it holds.
 
-`YieldWhenIdle` is an autoscaling policy of Serve's, named in serve_config.yaml; it runs in Serve's controller, which gets
-this module by value: keep its imports few. `ask_to_yield` is how the ingress tells it that somebody waits, through Ray's
-key-value store: the controller holds every policy and none of them sees another's deployment.
+The policy is named in serve_config.yaml; it runs in Serve's controller, which gets this module by value: keep its imports few.
+`ask_to_yield` is how the ingress tells it that somebody waits, through Ray's key-value store: the controller holds every policy
+and none of them sees another's deployment.
 """
 
 from __future__ import annotations

@@ -219,6 +219,6 @@ def open_result(plain: tuple[Any, ...]) -> Decoded:
     result = Result.from_plain(plain)
     if result.media_type.startswith("image/"):
         return open_image(result)
-    if result.media_type == "video/mp4":
+    if result.media_type == Output.MP4.media_type:
         return result.data.tobytes()
     return to_torch(result.tensor) if "torch" in sys.modules else to_numpy(result.tensor)

@@ -26,13 +26,13 @@ from remote_vae.protocol.decode_request import DecodeRequest
 from remote_vae.protocol.encode_request import EncodeRequest, SampleMode
 from remote_vae.protocol.hints import ENCODE_PARAMETERS, Hints
 from remote_vae.protocol.model_description import ModelDescription
-from remote_vae.protocol.output import Output
+from remote_vae.protocol.output import IMAGES, Output
 from remote_vae.protocol.tensors import LATENT_DTYPES, RawTensor, to_numpy
 from remote_vae.protocol.wire import Scaling
 from remote_vae.transports.transport import IN_FLIGHT
 
 TENSORS = tuple(suffix[1:] for suffix in tensor_files.SUFFIXES)
-PICTURES = ("png", "jpg")
+PICTURES = tuple(image.value for image in IMAGES)
 DECODED = (*PICTURES, "mp4", *TENSORS)
 
 
@@ -105,7 +105,7 @@ def decode(
     Example: remote-vae decode http://127.0.0.1:8000/demo latent.safetensors -o picture.png
     Example: remote-vae decode http://127.0.0.1:8000/demo latents/ -o pictures/ --format jpg
     """
-    endpoint, sources = options.endpoint_and_files(arguments, files.TENSORS)
+    endpoint, sources = options.endpoint_and_files(arguments, files.TENSOR_SUFFIXES)
     scaled = options.scaling(scaling, scaling_factor, shift_factor)
     outputs = _outputs(output, kind, DECODED, sources, as_json)
     transport = options.transport(endpoint, concurrency * IN_FLIGHT, **server)
@@ -164,7 +164,7 @@ def encode(
     Example: remote-vae encode http://127.0.0.1:8000/demo picture.png -o latent.safetensors
     """
     mode = SampleMode(sample_mode)
-    endpoint, sources = options.endpoint_and_files(arguments, (*files.PICTURES, *files.TENSORS))
+    endpoint, sources = options.endpoint_and_files(arguments, (*files.PICTURE_SUFFIXES, *files.TENSOR_SUFFIXES))
     scaled = options.scaling(scaling, scaling_factor, shift_factor)
     if mode is SampleMode.MOMENTS:
         if scaling == "own" or (scaled != Scaling(own=True) and scaling is None):

@@ -17,8 +17,8 @@ from remote_vae.cli.tensor_files import UnreadableTensor
 from remote_vae.protocol.tensors import RawTensor
 
 STDIO = Path("-")
-TENSORS = (*tensor_files.SUFFIXES, ".sft", ".pth", ".latent")  # .latent: ComfyUI's, which are safetensors
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+TENSOR_SUFFIXES = (*tensor_files.SUFFIXES, ".sft", ".pth", ".latent")  # .latent: ComfyUI's, which are safetensors
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 _READ_BY_THE_SERVER = ("PNG", "JPEG", "WEBP")
 _MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF")

@@ -13,7 +13,7 @@ from remote_vae.protocol import parameters
 from remote_vae.protocol.hints import PARAMETERS as HINTS
 from remote_vae.protocol.hints import Hints
 from remote_vae.protocol.messages import Message, Query, Transfer, deadline_headers, to_base64
-from remote_vae.protocol.output import Output
+from remote_vae.protocol.output import TENSOR, Output
 from remote_vae.protocol.parameters import Parameter, Values
 from remote_vae.protocol.tensors import LATENT_DTYPES, RawTensor
 from remote_vae.protocol.wire import PROTOCOL, SCALING, SHAPE, Scaling, check_protocol
@@ -109,7 +109,7 @@ class DecodeRequest:
         query += [(name, str(value)) for name, value in optional.items() if value is not None]
         query += self.hints.to_query()
         media_type = self.output.media_type
-        accept = f"tensor/{self.reply}" if media_type == "tensor/binary" else media_type
+        accept = f"tensor/{self.reply}" if media_type == TENSOR else media_type
         data = self.latents.data.data
         headers = {"content-type": f"tensor/{self.body}", "accept": accept} | deadline_headers(self.deadline_s)
         return query, headers, data if self.body == "binary" else to_base64(data)

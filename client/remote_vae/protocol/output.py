@@ -31,4 +31,11 @@ class Output(str, Enum):
     @property
     def media_type(self) -> str:
         media_types = {Output.JPEG: "image/jpeg", Output.PNG: "image/png", Output.MP4: "video/mp4"}
-        return media_types.get(self, "tensor/binary")
+        return media_types.get(self, TENSOR)
+
+
+TENSOR = "tensor/binary"
+"""Media type of a reply that is no file: raw bytes, whose shape and dtype are in headers."""
+IMAGES = tuple(output for output in Output if output.is_image)
+FILE_TYPES = frozenset(output.media_type for output in Output) - {TENSOR}
+"""Media types of replies that are files."""

@@ -2,7 +2,7 @@
 handle.
 
 A header of replies begins here, as a field of `Provenance`, which `Pipeline` and the local fallback fill in. It is carried by
-position over handles, so that `PROTOCOL` goes up with it, and described by `SIGNED` in the server's `http.openapi`.
+position over handles, so that `PROTOCOL` goes up with it, and described in `HEADERS`, which OpenAPI reads too.
 """
 
 from __future__ import annotations
@@ -17,8 +17,20 @@ import numpy as np
 
 from remote_vae.errors import BrokenReply
 from remote_vae.protocol.messages import Transfer
+from remote_vae.protocol.output import FILE_TYPES, TENSOR
 from remote_vae.protocol.tensors import RawTensor
 from remote_vae.protocol.wire import PROTOCOL, check_protocol
+
+HEADERS = {
+    "x-vae-model": "Who answered.",
+    "x-vae-revision": "Of its weights.",
+    "x-vae-dtype": "What it ran in.",
+    "x-vae-tiling": "Pixels along the edge of the tiles that it was decoded in; absent where it was decoded whole.",
+    "server-timing": "Milliseconds of each stage: queue, decode, encode.",
+    "shape": "Of a tensor/binary reply: a JSON list.",
+    "dtype": "Of a tensor/binary reply.",
+}
+"""The headers that `Result.to_http` writes, and what they mean."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +122,7 @@ class Result:
             headers.get("x-vae-model", ""), headers.get("x-vae-revision", ""), headers.get("x-vae-dtype", ""),
             _timings(headers.get("server-timing", "")), headers.get("x-vae-tiling", ""),
         )  # fmt: skip
-        if media_type in ("image/jpeg", "image/png", "video/mp4"):
+        if media_type in FILE_TYPES:
             return cls(media_type, np.frombuffer(body, np.uint8), provenance=provenance)
         data: bytes | bytearray = body
         try:
@@ -125,7 +137,7 @@ class Result:
             raise BrokenReply(
                 f"The reply ({media_type or 'no Content-Type'}) is not one of this protocol: {error}"
             ) from None
-        return cls("tensor/binary", raw.data, raw.dtype, raw.shape, provenance)
+        return cls(TENSOR, raw.data, raw.dtype, raw.shape, provenance)
 
 
 def _timings(header: str) -> tuple[tuple[str, float], ...]:

@@ -24,7 +24,7 @@ from remote_vae.errors import (
 from remote_vae.protocol.decode_request import DecodeRequest
 from remote_vae.protocol.encode_request import EncodeRequest, SampleMode, in_rgb
 from remote_vae.protocol.model_description import ModelDescription
-from remote_vae.protocol.output import Output
+from remote_vae.protocol.output import TENSOR, Output
 from remote_vae.protocol.request import Request
 from remote_vae.protocol.result import Provenance, Result
 from remote_vae.protocol.tensors import RawTensor, from_array, to_numpy, to_torch
@@ -147,9 +147,9 @@ class LocalTransport:
         dtype = str(self._vae.dtype).removeprefix("torch.")
         provenance = Provenance("local fallback", "", dtype)
         if isinstance(made, bytes):
-            output = Output.PNG if made.startswith(b"\x89PNG") else Output.JPEG
-            return Result(output.media_type, np.frombuffer(made, np.uint8), provenance=provenance)
-        return Result("tensor/binary", made.data, made.dtype, made.shape, provenance)
+            media_type = request.output.media_type if isinstance(request, DecodeRequest) else TENSOR
+            return Result(media_type, np.frombuffer(made, np.uint8), provenance=provenance)
+        return Result(TENSOR, made.data, made.dtype, made.shape, provenance)
 
     def _decode(self, request: DecodeRequest) -> RawTensor | bytes:
         import torch

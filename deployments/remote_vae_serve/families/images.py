@@ -37,12 +37,12 @@ from remote_vae_serve.families.packed_layouts import packed
 from remote_vae_serve.families.pixel_ranges import UNIT
 from remote_vae_serve.families.tile_rules import tile_by_strides, tile_squares
 
-PICTURES = (IMAGES, ONE_IMAGE, packed(), FOLDED, IMAGE_CHANNELS_LAST)
+IMAGE_LAYOUTS = (IMAGES, ONE_IMAGE, packed(), FOLDED, IMAGE_CHANNELS_LAST)
 ROWS: tuple[Family, ...] = (
     Family(
         "SD 1.x, SDXL, SD3, Flux.1, Z-Image and kin",
         ("AutoencoderKL",),
-        PICTURES,
+        IMAGE_LAYOUTS,
         OF_BLOCKS,
         tile=tile_squares,
         hub=("stabilityai/sd-vae-ft-mse", "stabilityai/sdxl-vae", "black-forest-labs/FLUX.1-dev"),
@@ -50,14 +50,14 @@ ROWS: tuple[Family, ...] = (
     Family(
         "SD 1.5 inpainting, without the picture around",
         ("AsymmetricAutoencoderKL",),
-        PICTURES,
+        IMAGE_LAYOUTS,
         halvings("up_block_out_channels"),
         hub=("cross-attention/asymmetric-autoencoder-kl-x-1-5",),
     ),
     Family(
         "tiny decoders (TAESD and kin)",
         ("AutoencoderTiny",),
-        PICTURES,
+        IMAGE_LAYOUTS,
         ratio_of_tiny,
         tile=tile_squares,
         has_distribution=False,

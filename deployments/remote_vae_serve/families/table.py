@@ -11,10 +11,10 @@ from typing import Any
 from remote_vae_serve.families import images, videos
 from remote_vae_serve.families.config_readers import ratio_if_known
 from remote_vae_serve.families.family import Config, Family, LatentSpace
-from remote_vae_serve.families.images import PICTURES
+from remote_vae_serve.families.images import IMAGE_LAYOUTS
 
 FAMILIES: tuple[Family, ...] = (*images.ROWS, *videos.ROWS)
-GENERIC = Family("a class without a row: treated as an image VAE", (), PICTURES, ratio_if_known)
+GENERIC = Family("a class without a row: treated as an image VAE", (), IMAGE_LAYOUTS, ratio_if_known)
 
 
 def latent_space_of(class_name: str, config: Config, model: Any = None) -> LatentSpace:

@@ -1,4 +1,5 @@
-"""The HTTP side, written once: a Starlette app over one seam (`Models`), which maps a name to something that decodes.
+"""The HTTP routes of decode, encode and describe: one Starlette app, for the ingress and for a replica's own path alike, over one
+seam (`Models`), which maps a name to something that decodes.
 
 Knows no Ray and no torch. Whatever goes wrong is answered with the JSON of `remote_vae.errors`.
 """
@@ -130,7 +131,7 @@ def _app(to: Endpoints, *routes: Route) -> Starlette:
 
 
 class Endpoints:
-    """What each route does. Each raises RemoteVAEError; `guarded` makes an answer of it."""
+    """The routes' handlers. Each raises RemoteVAEError; `guarded` makes the response of it."""
 
     def __init__(
         self,
@@ -240,7 +241,7 @@ class Endpoints:
                 response = _answer(
                     InternalError("The server failed; its log has the details under this request id"), request_id
                 )
-            if model := getattr(request.state, "model", ""):
+            if model := getattr(request.state, "model", ""):  # of errors; a result says so itself
                 response.headers["x-vae-model"] = model
             # A proxy that numbers requests, as Serve's does, puts its number on the answer itself.
             if sent != request_id:

@@ -10,7 +10,9 @@ from remote_vae import errors
 from remote_vae.protocol import decode_request, encode_request
 from remote_vae.protocol.messages import DEADLINE_HEADER
 from remote_vae.protocol.model_description import model_schema
+from remote_vae.protocol.output import FILE_TYPES, IMAGES
 from remote_vae.protocol.parameters import Parameter
+from remote_vae.protocol.result import HEADERS
 
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 IN_JSON = {
@@ -25,20 +27,12 @@ IN_JSON = {
 }
 TENSORS = {"tensor/binary": BINARY, "tensor/base64": IN_JSON}
 BODIES = TENSORS | {"application/octet-stream": BINARY, "application/json": IN_JSON}
-PICTURES: dict[str, Any] = {"image/png": BINARY, "image/jpeg": BINARY}
+FILES = dict.fromkeys(sorted(FILE_TYPES), BINARY)
+PICTURES = dict.fromkeys([*(image.media_type for image in IMAGES), "image/webp"], BINARY)
 MODEL = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
-SIGNED = {
+REPLY_HEADERS = {
     name: {"schema": {"type": "string"}, "description": meaning}
-    for name, meaning in {
-        "x-request-id": "Of this exchange; the server's log knows it.",
-        "x-vae-model": "Who answered.",
-        "x-vae-revision": "Of its weights.",
-        "x-vae-dtype": "What it ran in.",
-        "x-vae-tiling": "Pixels along the edge of the tiles that it was decoded in; absent where it was decoded whole.",
-        "server-timing": "Milliseconds of each stage: queue, decode, encode.",
-        "shape": "Of a tensor/binary reply: a JSON list.",
-        "dtype": "Of a tensor/binary reply.",
-    }.items()
+    for name, meaning in ({"x-request-id": "Of this exchange; the server's log knows it."} | HEADERS).items()
 }
 OBJECT = {"type": "object"}
 DESCRIPTION = {"$ref": "#/components/schemas/Model"}
@@ -60,12 +54,12 @@ def document() -> dict[str, Any]:
         "Decode latents.",
         decode_request.PARAMETERS,
         BODIES,
-        TENSORS | PICTURES | {"video/mp4": BINARY},
+        TENSORS | FILES,
     )
     encode = _post(
         "Encode a picture, pictures or a video.",
         encode_request.PARAMETERS,
-        BODIES | PICTURES | {"image/webp": BINARY},
+        BODIES | PICTURES,
         TENSORS,
     )
     either = decode | {
@@ -108,7 +102,7 @@ def _post(summary: str, parameters: Iterable[Parameter[Any]], bodies: Any, repli
         "summary": summary,
         "parameters": [MODEL, DEADLINE, *(one for parameter in parameters for one in _parameters(parameter))],
         "requestBody": {"required": True, "content": bodies},
-        "responses": {"200": {"description": "The result.", "headers": SIGNED, "content": replies}} | _errors(),
+        "responses": {"200": {"description": "The result.", "headers": REPLY_HEADERS, "content": replies}} | _errors(),
     }
 
 

@@ -45,7 +45,7 @@ class Ingress:
         raise ModelStarting(f"{name} is being deployed; try again", retry_after=2)
 
     async def check_health(self) -> None:
-        """Serve asks every few seconds, and replaces an ingress that raises three times in a row."""
+        """The health check: Serve asks every few seconds, and replaces an ingress that raises three times in a row."""
         if (fault := self._registry.fault()) is not None:
             raise RuntimeError(f"The ingress is to be replaced: {fault}")
 

@@ -35,7 +35,7 @@ Run = Callable[[torch.Tensor], tuple[torch.Tensor, Any]]
 
 @dataclass(frozen=True, eq=False)
 class Done:
-    """What became of a job.
+    """Result of a job, and when it ran.
 
     Attributes:
         output: what its `finish` gave.
@@ -109,6 +109,7 @@ class DeviceWorker:
         return await asyncio.wrap_future(job.done)
 
     def submit(self, job: Job) -> None:
+        """Queue a job; its future has the result, or the error of a worker that has ended."""
         with self._changed:
             if self.fault is None:
                 self._waiting.append(job)

@@ -36,7 +36,7 @@ NOT_FINITE = "the model decodes a small fixed latent to NaN or infinity"
 
 
 def being_replaced() -> Unavailable:
-    """What requests to a replica hear that has failed, until Serve has replaced it."""
+    """The 503 of a replica that has failed, until Serve has replaced it."""
     return Unavailable("This replica has failed and is being replaced; try again", retry_after=RETRY_AFTER_S)
 
 
@@ -83,7 +83,10 @@ class Probe:
         return None if self._request is None else self._request.latents.shape
 
     def fault(self) -> str | None:
-        """Why this replica is of no use any more; None where it is, or where nothing can be said. On the thread that decodes."""
+        """The health check: why this replica is of no use any more; None where it is, or where nothing can be said.
+
+        On the thread that decodes.
+        """
         if self._request is None:
             return None
         try:

@@ -15,9 +15,11 @@ class LatencyEstimator:
         self._seconds_a_value = 0.0
 
     def learn(self, values: int, seconds: float) -> None:
+        """Take in one measurement: a batch of so many values took so many seconds."""
         rate = seconds / max(values, 1)
         known = self._seconds_a_value
         self._seconds_a_value = rate if known == 0 else known + WEIGHT * (rate - known)
 
     def predict(self, values: int) -> float:
+        """Seconds that a batch of so many values will take; 0 before the first measurement."""
         return values * self._seconds_a_value

@@ -148,8 +148,10 @@ class VAE:
         return await (await self._ready()).answer(request)
 
     async def check_health(self) -> None:
-        """Serve asks every few seconds, and replaces a replica that raises three times in a row. One whose model could not be
-        loaded is well: the next would fail as it did, and nobody would hear why."""
+        """The health check: Serve asks every few seconds, and replaces a replica that raises three times in a row.
+
+        One whose model could not be loaded is well: the next would fail as it did, and nobody would hear why.
+        """
         fault = None if self._pipeline is None else self._pipeline.fault()
         if fault is not None:
             raise RuntimeError(f"{self._model} is to be replaced: {fault}")

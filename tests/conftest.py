@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,9 @@ from samples import KINDS, save_tiny_vae
 # Serve kills a proxy that is not ready within 5 s, which on a busy machine none is. Read by Serve's controller.
 os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
 GPUS = 4
+SERVED = ("sd", "sdxl", "flux", "hunyuan")
+"""Kinds of tiny VAEs on the cluster: two of one shape, packed latents, video. In one process, all kinds are tried."""
+PLACEMENT_WAIT_S = 2.0
 AT_ONCE = {"graceful_shutdown_wait_loop_s": 0.1}
 """Serve looks only every two seconds whether a replica that is to go has still work."""
 RAYS_OF_THEIR_OWN = (
@@ -47,6 +51,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
         item.add_marker(pytest.mark.xdist_group(_group_of(item)))
     yield  # here xdist reads the groups, and others shuffle
     items.sort(key=_begun_at)  # stable: the order within stays
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """The Ray goes with the last test that needs it: its controller, replicas and agents take half a core, idle."""
+    yield
+    if nextitem is None or _cluster_of(nextitem) is None:
+        _running.close()
 
 
 def _group_of(item: pytest.Item) -> str:
@@ -69,6 +81,10 @@ def _begun_at(item: pytest.Item) -> int:
 def _cluster_of(item: pytest.Item) -> str | None:
     asked_for = getattr(item, "fixturenames", ())
     return next((name for name in ("cluster", "bare_cluster") if name in asked_for), None)
+
+
+_running = ExitStack()
+"""What ends the Ray of this process; empty where none runs."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -106,10 +122,18 @@ class Cluster:
 
     def deploy(self, name: str, **arguments: Any) -> None:
         """Deploy a model and wait until the ingress knows it."""
+        self.begin(name, **arguments)
+        self.wait_until_known(name)
+
+    def begin(self, name: str, **arguments: Any) -> None:
+        """Deploy a model and wait for nothing."""
         options = AT_ONCE | arguments.pop("options", {})
         application = vae(VAEConfig(**arguments))._bound_deployment.options(**options).bind(VAEConfig(**arguments))
-        serve.run(application, name=name, route_prefix=None)
-        self.wait_for(name, lambda model: model["state"] in ("ready", "failed", "cold"))
+        serve.run_many([RunTarget(application, name=name, route_prefix=None)], wait_for_applications_running=False)
+
+    def wait_until_known(self, name: str) -> None:
+        known = ("ready", "failed", "cold")
+        self.wait_for(name, lambda model: model["state"] in known)
 
     def replicas(self, name: str) -> int:
         """How many replicas of the model run."""
@@ -166,12 +190,15 @@ def bare_cluster(weights: Path) -> Iterator[Cluster]:
         map(str, [here, here / "cluster", here / "serve", here.parent / "tools"])
     )
     _start_ray()
+    _running.callback(ray.shutdown)
     port = free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port})
-    serve.run(ingress(IngressConfig(max_body_mib=8)), name="remote-vae", route_prefix="/")
+    _running.callback(serve.shutdown)
+    serve.run(
+        ingress(IngressConfig(max_body_mib=8, placement_wait_s=PLACEMENT_WAIT_S)), name="remote-vae", route_prefix="/"
+    )
     yield Cluster(f"http://127.0.0.1:{port}", weights)
-    serve.shutdown()
-    ray.shutdown()
+    _running.close()
 
 
 @pytest.fixture(scope="session")
@@ -179,9 +206,9 @@ def cluster(bare_cluster: Cluster) -> Cluster:
     """With a model of each kind. One thread on both sides and no company in a batch: results are compared bit for bit."""
     models = {
         kind: vae(VAEConfig(source=bare_cluster.source(kind), device="cpu", threads=1, batching="off"))
-        for kind in KINDS
+        for kind in SERVED
     }
     serve.run_many([RunTarget(model, name=kind, route_prefix=None) for kind, model in models.items()])
-    for kind in KINDS:
+    for kind in SERVED:
         bare_cluster.wait_for(kind, lambda model: model["state"] == "ready")
     return bare_cluster

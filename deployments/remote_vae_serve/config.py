@@ -91,6 +91,12 @@ class IngressConfig(DoorConfig):
         description="Host name to model: a POST to / with that Host decodes with that model, for clients that know the "
         "host of an endpoint and no path.",
     )
+    placement_wait_s: float = Field(
+        14,
+        gt=0,
+        description="Seconds for which a request waits, once it is known that the model's first replica lacks resources that "
+        "others hold, before it is answered with a 503 that says so.",
+    )
     num_cpus: Reservation = Field(0.1, description="CPUs that Ray reserves for the replica.")
 
 

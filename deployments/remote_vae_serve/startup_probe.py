@@ -31,6 +31,8 @@ ANNOUNCED = 2**62
 WILDCARDS = ("0.0.0.0", "::", "")
 INTERVAL_S = 1.0
 PATIENCE_S = 30.0
+FIRST_PROXY_S = 120.0
+"""A proxy that is not ready in time Serve starts anew, so that the first takes long on a busy machine."""
 ANSWER_S = 5.0
 
 
@@ -53,6 +55,11 @@ class Probe:
     has_tokens: bool
     _passed: set[HTTPTarget] = field(default_factory=set)
     _silent_since: dict[HTTPTarget, float] = field(default_factory=dict)
+
+    @property
+    def has_answer(self) -> bool:
+        """Whether anybody who answers HTTP now has passed."""
+        return bool(self._passed)
 
     def ask(self) -> bool:
         """Ask whoever was not asked yet; whether all that are there have answered. Raises MiddlewareMissing."""
@@ -106,6 +113,7 @@ def main(address: str, path: str) -> None:
     """Serve the configuration until Ctrl-C or SIGTERM. Exits with 1 where tokens are set and would not be asked for."""
     import ray
     from ray import serve
+    from ray.serve.config import ProxyLocation
     from ray.serve.schema import ServeDeploySchema
 
     settings = Settings.of(environ)
@@ -114,7 +122,7 @@ def main(address: str, path: str) -> None:
     try:
         start_serve(address, config)
         probe = Probe(config.http_options.host, bool(config.http_options.ssl_certfile), bool(settings.tokens))
-        watching = _begin(probe)
+        watching = config.proxy_location is not ProxyLocation.Disabled and _begin(probe)
         serve_run(path)
         deployed = True
         while True:
@@ -131,9 +139,12 @@ def main(address: str, path: str) -> None:
 
 
 def _begin(probe: Probe) -> bool:
-    """Ask the proxies. Whether to go on asking."""
+    """Ask the proxies, once there are any. Whether to go on asking."""
+    give_up = time.monotonic() + FIRST_PROXY_S
     try:
-        while not probe.ask():
+        while not (probe.ask() and probe.has_answer):
+            if time.monotonic() > give_up and not probe.has_answer:
+                raise MiddlewareMissing(f"Nobody answers HTTP after {FIRST_PROXY_S:g} s")
             time.sleep(0.1)
     except MiddlewareMissing as error:
         _warn_or_raise(probe, error)

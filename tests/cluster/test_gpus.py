@@ -7,7 +7,7 @@ from ray import serve
 
 from conftest import GPUS, Cluster
 from remote_vae import RemoteVAE
-from remote_vae_serve.app import gpus_of_a_replica, vae
+from remote_vae_serve.app import gpus_of_a_replica
 from remote_vae_serve.config import VAEConfig
 from samples import latents
 
@@ -15,13 +15,10 @@ from samples import latents
 def test_each_replica_of_two_models_holds_one_gpu(bare_cluster: Cluster) -> None:
     names = ("first", "second")
     for name in names:
-        config = VAEConfig(source=bare_cluster.source("sd"), device="cpu", num_gpus=1)
-        application = vae(config)
-        serve.run(
-            application._bound_deployment.options(num_replicas=2).bind(config.model_copy()),
-            name=name,
-            route_prefix=None,
-        )
+        bare_cluster.begin(name, source="x", fake={}, device="cpu", num_gpus=1, options={"num_replicas": 2})
+    for name in names:
+        bare_cluster.wait_for_replicas(name, 2)
+        bare_cluster.wait_until_known(name)
     try:
         held: dict[str, set[int]] = {name: set() for name in names}
         for name in names:

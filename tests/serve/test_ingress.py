@@ -11,11 +11,11 @@ import requests
 import torch
 from ray import serve
 
-from conftest import Cluster
+from conftest import SERVED, Cluster
 from limits import WAIT_S, stretched
 from remote_vae import RemoteVAE
 from remote_vae.errors import ModelFailed, UnknownModel
-from samples import KINDS, latents, tiny_vae
+from samples import latents, tiny_vae
 
 QUERY = {"shape": [1, 4, 8, 8], "dtype": "float32", "output_type": "pt"}
 CLIP = QUERY | {"shape": [1, 4, 1, 8, 8], "output_type": "mp4"}
@@ -42,10 +42,10 @@ def strangers(cluster: Cluster) -> Iterator[None]:
 
 
 def test_models_lists_every_vae_application_and_nothing_else(cluster: Cluster, strangers: None) -> None:
-    cluster.deploy("late", source=cluster.source("sd"), device="cpu")
+    cluster.deploy("late", source="nowhere", fake={})
     try:
         names = [model["name"] for model in requests.get(f"{cluster.url}/models").json()["models"]]
-        assert names == sorted([*KINDS, "late"])
+        assert names == sorted([*SERVED, "late"])
         for name in ("stranger", "future", "remote-vae"):
             answer = requests.post(f"{cluster.url}/{name}", params=QUERY, data=BODY)
             assert (answer.status_code, answer.json()["code"]) == (404, "unknown_model")
@@ -184,7 +184,7 @@ def test_the_fake_engine_is_chosen_by_configuration_and_waits(cluster: Cluster) 
 
 
 def test_a_deleted_model_is_gone_within_seconds(cluster: Cluster) -> None:
-    cluster.deploy("brief", source=cluster.source("sd"), device="cpu")
+    cluster.deploy("brief", source="nowhere", fake={})
     serve.delete("brief")
     give_up = time.monotonic() + stretched(3)
     with RemoteVAE(f"{cluster.url}/brief") as vae:

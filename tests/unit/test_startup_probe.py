@@ -129,10 +129,41 @@ def test_with_tokens_nothing_is_deployed_and_the_sentence_says_what_to_do(
     assert ("cannot be found out" in said) == changed
 
 
+def test_nothing_is_deployed_before_the_first_proxy_is_there_and_was_asked(
+    begun: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine Serve has said that it runs, and has no proxy yet."""
+    monkeypatch.setenv(settings.TOKENS, "one")
+    with served(protected()) as url:
+        answers = iter([[], [], [target(url)], [HTTPTarget("127.0.0.1", free_port(), "SERVE_REPLICA")]])
+
+        def asked() -> list[HTTPTarget]:
+            begun.append("asked")
+            return next(answers)
+
+        monkeypatch.setattr(startup_probe, "http_targets", asked)
+        monkeypatch.setattr(startup_probe, "PATIENCE_S", -1)
+        with pytest.raises(SystemExit):
+            startup_probe.main("local", "c.yaml")
+    assert begun == ["started", "asked", "asked", "asked", "deployed", "asked", "ray ended"]
+
+
+def test_where_nobody_ever_answers_http_nothing_is_served_with_tokens(
+    begun: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(settings.TOKENS, "one")
+    answering(monkeypatch)
+    monkeypatch.setattr(startup_probe, "FIRST_PROXY_S", -1)
+    with pytest.raises(SystemExit):
+        startup_probe.main("local", "c.yaml")
+    assert "deployed" not in begun
+
+
 def test_a_replica_that_comes_later_ends_what_was_deployed(begun: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(settings.TOKENS, "one")
-    with served(serves) as url:
-        monkeypatch.setattr(startup_probe, "http_targets", lambda: [target(url)] if "deployed" in begun else [])
+    with served(serves) as bare, served(protected()) as url:
+        later = [target(url), target(bare)]
+        monkeypatch.setattr(startup_probe, "http_targets", lambda: later if "deployed" in begun else later[:1])
         with pytest.raises(SystemExit, match="1"):
             startup_probe.main("auto", "c.yaml")
     assert begun == ["started", "deployed", "serve ended"]

@@ -18,7 +18,6 @@ from remote_vae_serve.http.app import Answerer, create_app
 from remote_vae_serve.ingress.model_registry import ModelRegistry
 from remote_vae_serve.proxy import behind_tokens
 
-PLACEMENT_WAIT_S = 14.0  # a client hears within 20 s that nobody can place its model
 WATCH_S = 1.0
 
 
@@ -52,7 +51,7 @@ class Ingress:
     async def _answer(self, transport: HandleTransport, name: str, request: Request) -> Result:
         """Send the request on; give up where the model's replica cannot be placed, which could last for ever."""
         answer = asyncio.ensure_future(transport.try_one_async(request))
-        left_s = PLACEMENT_WAIT_S
+        left_s = self._config.placement_wait_s
         try:
             while True:
                 done, _ = await asyncio.wait({answer}, timeout=WATCH_S)
@@ -61,7 +60,7 @@ class Ingress:
                     self._registry.mended(name)
                     return result
                 shortage = self._registry.get(name).shortage
-                left_s = left_s - WATCH_S if shortage else PLACEMENT_WAIT_S
+                left_s = left_s - WATCH_S if shortage else self._config.placement_wait_s
                 if shortage and left_s <= 0:
                     raise ModelStarting(f"{name} {shortage}; try again", retry_after=10)
         finally:

@@ -1,6 +1,8 @@
-"""Which cases stand for a layout each: `make test` runs those, `make test-families` all."""
+"""Which cases stand for a layout each, and which classes for the rest: `make test` runs those, `make test-families` all."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import pytest
 
@@ -24,6 +26,16 @@ FOR_LAYOUTS = (
     "AutoencoderKLHunyuanVideo: Kandinsky 5",
     "AutoencoderKLCogVideoX",
 )
+
+SHOWN_CLASSES = (
+    "AutoencoderKL", "AutoencoderKLFlux2", "AutoencoderKLHunyuanVideo", "AutoencoderKLLTXVideo", "AutoencoderRAE", "VQModel",
+)  # fmt: skip
+"""Pictures, patches, videos in tiles and by statistics, tokens, codes."""
+
+
+def classes(names: Iterable[str]) -> list[object]:
+    """Of `pytest.mark.parametrize`: names of classes."""
+    return [pytest.param(name, marks=() if name in SHOWN_CLASSES else pytest.mark.families) for name in sorted(names)]
 
 
 def parameters(cases: tuple[Case, ...] = CASES) -> list[object]:

@@ -38,6 +38,7 @@ def marked(mark: str) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_it_writes_the_pictures_and_the_clip_and_stops_what_it_started(tmp_path: Path) -> None:
     mark = uuid.uuid4().hex
     demo = start(tmp_path, mark)
@@ -69,6 +70,7 @@ def test_stopped_in_the_middle_it_leaves_nothing_running(tmp_path: Path, stop: s
     assert not marked(mark)
 
 
+@pytest.mark.slow
 def test_a_failure_says_so_and_leaves_nothing_running(tmp_path: Path) -> None:
     mark = uuid.uuid4().hex
     not_a_folder = tmp_path / "file"

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import requests
 import yaml
 
@@ -27,6 +28,7 @@ def fake(name: str) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_a_model_comes_and_goes_without_touching_the_others(tmp_path: Path) -> None:
     written: dict[str, Any] = {}
 

@@ -69,6 +69,7 @@ def change(config: dict[str, Any]) -> None:
     config["applications"] = [ingress, model]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sabotaged", "flags"), [("proxy", ()), ("replica", ("--fast",))], ids=["proxy", "replica"])
 def test_with_tokens_that_serve_would_not_ask_for_nothing_is_served(
     sabotaged: str, flags: tuple[str, ...], tmp_path: Path

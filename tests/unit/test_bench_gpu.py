@@ -60,7 +60,7 @@ def test_weights_and_their_views_do_not_count() -> None:
     assert meter.peak < 512 * 512 * 4
 
 
-@pytest.mark.parametrize("name", ["sd15", "hunyuan", "wan"])
+@pytest.mark.parametrize("name", [pytest.param("sd15", marks=pytest.mark.slow), "hunyuan", "wan"])
 @pytest.mark.parametrize("tiled", [False, True])
 def test_the_prediction_is_what_a_cpu_needs_and_computes(name: str, tiled: bool) -> None:
     model, dtype = TINY[name], "float32"
@@ -191,6 +191,7 @@ def test_a_card_names_its_file() -> None:
     assert slug("NVIDIA GeForce RTX 4090") == "nvidia-geforce-rtx-4090"
 
 
+@pytest.mark.slow
 def test_the_whole_of_it_runs_on_a_cpu_in_two_parts_without_ray(tmp_path: Path) -> None:
     out, tables = tmp_path / "run", "benchmarks/results"
     before = sorted(path.name for path in (ROOT / tables).iterdir())

@@ -11,6 +11,7 @@ import torch
 
 from families import images, video
 from families.case import Case
+from families.shown import classes
 from in_process import diffusers_engine
 from remote_vae.errors import BadRequest
 from remote_vae.protocol.decode_request import DecodeRequest
@@ -37,7 +38,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:flex_attention called without"),  # diffusers does
     pytest.mark.usefixtures("quiet"),
 ]
-each_class = pytest.mark.parametrize("name", sorted(CLASSES))
+each_class = pytest.mark.parametrize("name", classes(CLASSES))
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import torch
 
 from families import images, video
 from families.case import Case
+from families.shown import classes
 from remote_vae_serve.engine.memory.estimate import LiveBytes, MemoryEstimator, on_meta
 from remote_vae_serve.engine.operation import ENCODE, Operation, run_of
 from remote_vae_serve.engine.tiling import ONE_BY_ONE, UNTILED, TilingPlan, view
@@ -20,7 +21,7 @@ from samples import latents
 CASES = {case.class_name: case for case in reversed((*images.CASES, *video.CASES)) if "codes" not in case.name}
 # Its attention runs neither on the meta device nor under the counter: nothing is known, and 0 says so.
 UNKNOWN = {"LTX2VideoDiffusionDecoderModel"}
-TILED = sorted(name for row in FAMILIES if row.tile for name in row.classes)
+TILED = [name for row in FAMILIES if row.tile for name in row.classes]
 FRAMES = {"AutoencoderKLAllegro": 6, "AutoencoderKLMiniMaxH3": 3, "AutoencoderVidTok": 4}
 FRAMES_OF_PIXELS = {"AutoencoderKLAllegro": 24, "AutoencoderKLMiniMaxH3": 17, "AutoencoderKLQwenImage21": 1}
 SMALL = TilingPlan(64)
@@ -55,7 +56,7 @@ def live_bytes(work: Operation, model: Any, space: LatentSpace, given: torch.Ten
     return int(given.nbytes + live.peak)
 
 
-@pytest.mark.parametrize("name", sorted(set(CASES) - UNKNOWN))
+@pytest.mark.parametrize("name", classes(set(CASES) - UNKNOWN))
 def test_a_decode_takes_what_was_forecast(name: str) -> None:
     module, space = module_and_space(CASES[name])
     told, work, shape = forecast_of(module, space), decode_of(space), shape_of(space, 4, 4)
@@ -65,7 +66,7 @@ def test_a_decode_takes_what_was_forecast(name: str) -> None:
     assert told.of(work, several, ONE_BY_ONE) >= 0.95 * taken
 
 
-@pytest.mark.parametrize("name", sorted(set(CASES) - UNKNOWN))
+@pytest.mark.parametrize("name", classes(set(CASES) - UNKNOWN))
 def test_an_encode_takes_what_was_forecast(name: str) -> None:
     module, space = module_and_space(CASES[name])
     frames = FRAMES_OF_PIXELS.get(name, 1 + (space.temporal_ratio or 0))
@@ -84,7 +85,7 @@ def test_of_attention_that_only_devices_have_nothing_is_known_and_nothing_is_ref
         assert name in caplog.text
 
 
-@pytest.mark.parametrize("name", TILED)
+@pytest.mark.parametrize("name", classes(TILED))
 def test_tiles_make_the_same_shape_within_the_forecast_and_leave_the_module_alone(name: str) -> None:
     module, space = module_and_space(CASES[name])
     work, shape = decode_of(space), shape_of(space, 4, 3 * 64 // space.ratio)
@@ -111,7 +112,8 @@ def test_tiles_make_the_same_shape_within_the_forecast_and_leave_the_module_alon
     assert 0.95 * taken <= forecast_of(module, space).of(work, shape, SMALL) <= 1.2 * taken
 
 
-@pytest.mark.parametrize("name", ["AutoencoderKLWan", "AutoencoderKLCogVideoX", "AutoencoderKLQwenImage"])
+@pytest.mark.parametrize("name", [pytest.param("AutoencoderKLWan", marks=pytest.mark.slow), "AutoencoderKLCogVideoX",
+                                  pytest.param("AutoencoderKLQwenImage", marks=pytest.mark.slow)])  # fmt: skip
 def test_tiles_that_hand_features_on_are_counted_once_for_each_shape(name: str) -> None:
     """From frame to frame, in a list or in what the decoder gives back."""
     module, space = module_and_space(CASES[name])

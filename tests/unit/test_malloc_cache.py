@@ -69,6 +69,7 @@ def kept(folder: Path) -> list[dict[str, Any]]:
     return decodes(folder, KEEPS, 32, 32, 32, 4, 32)
 
 
+@pytest.mark.slow
 def test_the_next_decode_of_a_shape_finds_its_memory_there(folder: Path, kept: list[dict[str, Any]]) -> None:
     plain = decodes(folder, KEEPS_NOT, 32, 32, 32)
     assert kept[2]["faults"] < plain[2]["faults"] / 4
@@ -84,6 +85,7 @@ def test_in_a_pause_it_goes_back_to_the_system(kept: list[dict[str, Any]]) -> No
     assert rested["resident"] < last["resident"] - 50 * MIB
 
 
+@pytest.mark.slow
 def test_where_the_budget_has_no_room_for_it_nothing_is_kept(folder: Path, kept: list[dict[str, Any]]) -> None:
     """So that `memory` stays what work may take."""
     first, second, _ = decodes(folder, KEEPS, 32, 32, memory=300 * MIB / host_memory())

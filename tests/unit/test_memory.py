@@ -50,6 +50,7 @@ def between(model: OneModel, shape: tuple[int, ...]) -> int:
     return tiled + (whole - tiled) // 8
 
 
+@pytest.mark.slow
 def test_1024_pixels_are_decoded_in_tiles_within_a_budget_that_the_whole_exceeds(tmp_path: Path) -> None:
     shape = (1, 4, 128, 128)
     AutoencoderKL(**KL | {"block_out_channels": NARROW, "norm_num_groups": 8}).save_pretrained(tmp_path)
@@ -74,7 +75,7 @@ def test_a_decode_that_fits_is_whole_and_says_nothing_of_tiles(model: OneModel) 
         assert torch.equal(pixels_of(answer), tiny_vae("sd").decode(latents(*LARGE)).sample)
 
 
-@pytest.mark.parametrize("at_once", [1, 8])
+@pytest.mark.parametrize("at_once", [pytest.param(1, marks=pytest.mark.slow), 8])
 def test_no_request_at_the_edge_of_the_budget_is_lost_and_the_budget_is_kept(folder: Path, at_once: int) -> None:
     model = OneModel(folder, batching="auto")
     model.set_free(between(model, LARGE))

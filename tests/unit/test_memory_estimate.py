@@ -44,6 +44,8 @@ REAL: dict[str, tuple[Any, dict[str, Any]]] = {
 CHANNELS = {"sd": 4, "flux": 16, "tiny": 4, "hunyuan": 16}
 TILED = TilingPlan(256)
 
+slow = pytest.mark.slow  # decoders of their real width
+
 DECODES: dict[str, list[tuple[tuple[int, ...], TilingPlan]]] = {
     "sd": [((1, 8, 8), UNTILED), ((2, 4, 8), UNTILED), ((1, 8, 12), UNTILED), ((1, 1, 60), TILED)],
     "flux": [((1, 4, 4), UNTILED), ((2, 4, 4), UNTILED), ((1, 8, 6), UNTILED), ((1, 1, 36), TILED)],
@@ -62,14 +64,6 @@ ENCODES: dict[str, list[tuple[int, ...]]] = {
     "tiny": [(1, 3, 64, 64), (2, 3, 64, 96), (1, 3, 128, 128)],
     "hunyuan": [(1, 3, 1, 32, 32), (1, 3, 5, 16, 32), (1, 3, 9, 16, 16)],
 }
-
-
-@pytest.fixture(autouse=True)
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -112,8 +106,8 @@ def live_bytes(run: Any, *shape: int, dtype: torch.dtype) -> int:
     return int(live.peak)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("kind", REAL)
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=slow)], ids=str)
+@pytest.mark.parametrize("kind", ["sd", "tiny", *(pytest.param(kind, marks=slow) for kind in ("flux", "hunyuan"))])
 def test_every_family_takes_what_was_forecast_to_the_byte(kind: str, dtype: torch.dtype) -> None:
     told, model, tile = forecast_of(kind, dtype), model_of(kind, dtype), space_of(kind).family.tile
     assert told.weights == sum(parameter.nbytes for parameter in model.parameters())
@@ -128,8 +122,9 @@ def test_every_family_takes_what_was_forecast_to_the_byte(kind: str, dtype: torc
 
 @pytest.mark.parametrize(
     ("kind", "sizes", "tile"),
-    [("sd", (1, 97, 130), 256), ("sd", (2, 40, 49), 256), ("sd", (1, 100, 60), 384), ("tiny", (2, 130, 97), 256),
-     ("hunyuan", (1, 6, 40, 56), 256)],
+    [("sd", (2, 40, 49), 256), ("tiny", (2, 130, 97), 256),
+     *(pytest.param(*case, marks=slow) for case in (("sd", (1, 97, 130), 256), ("sd", (1, 100, 60), 384),
+                                                   ("hunyuan", (1, 6, 40, 56), 256)))],
 )  # fmt: skip
 def test_a_tile_that_is_like_another_is_not_run_again_and_nothing_is_missed(
     kind: str, sizes: tuple[int, ...], tile: int
@@ -141,7 +136,8 @@ def test_a_tile_that_is_like_another_is_not_run_again_and_nothing_is_missed(
 
 @pytest.mark.parametrize(
     ("kind", "sizes", "tile"),
-    [("sd", (1, 520, 776), 256), ("sd", (2, 320, 392), 256), ("tiny", (2, 1040, 776), 256), ("hunyuan", (1, 5, 320, 448), 256)],
+    [pytest.param("sd", (1, 520, 776), 256, marks=slow), ("sd", (2, 320, 392), 256), ("tiny", (2, 1040, 776), 256),
+     pytest.param("hunyuan", (1, 5, 320, 448), 256, marks=slow)],
 )  # fmt: skip
 def test_an_encode_in_tiles_is_counted_in_the_same_way(kind: str, sizes: tuple[int, ...], tile: int) -> None:
     (batch, *rest), told = sizes, forecast_of(kind)
@@ -164,7 +160,7 @@ def test_of_an_encode_in_very_many_tiles_a_part_of_whole_latents_is_counted(monk
     assert 0.95 * all_of_them <= forecast_of("sd").encode(shape, TILED) <= 8 * all_of_them
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=slow)], ids=str)
 @pytest.mark.parametrize(
     ("kind", "sizes", "plan"),
     [("tiny", (3, 8, 16), ONE_BY_ONE), ("tiny", (2, 2, 34), TilingPlan(256, one_by_one=True)), ("sd", (5, 2, 2), ONE_BY_ONE),
@@ -183,11 +179,11 @@ def test_samples_one_by_one_take_what_was_forecast_to_the_byte(
 
 
 @pytest.mark.parametrize("output", [Output.PT, Output.UNIT, Output.UINT8])
-@pytest.mark.parametrize("wanted", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("wanted", [torch.float32, pytest.param(torch.bfloat16, marks=slow)], ids=str)
 @pytest.mark.parametrize(
     ("kind", "sizes", "plan"),
-    [("sd", (1, 8, 12), UNTILED), ("tiny", (1, 8, 12), UNTILED), ("tiny", (1, 4, 400), TILED), ("tiny", (48, 4, 8), ONE_BY_ONE),
-     ("hunyuan", (1, 3, 2, 2), UNTILED)],
+    [("sd", (1, 8, 12), UNTILED), ("tiny", (1, 8, 12), UNTILED), ("tiny", (1, 4, 400), TILED),
+     pytest.param("tiny", (48, 4, 8), ONE_BY_ONE, marks=slow), ("hunyuan", (1, 3, 2, 2), UNTILED)],
 )  # fmt: skip
 def test_the_form_in_which_pixels_leave_is_counted_too(
     monkeypatch: pytest.MonkeyPatch,
@@ -225,7 +221,8 @@ def test_where_pixels_are_more_than_what_made_them_their_leaving_is_the_peak() -
     assert told.decode(shape, ONE_BY_ONE) == left - torch.zeros(shape).nbytes > decoded
 
 
-@pytest.mark.parametrize(("kind", "sizes"), [("sd", (1, 200, 300)), ("sd", (1, 4, 3000)), ("tiny", (1, 300, 200))])
+@pytest.mark.parametrize(("kind", "sizes"), [("tiny", (1, 300, 200)), pytest.param("sd", (1, 200, 300), marks=slow),
+                                              pytest.param("sd", (1, 4, 3000), marks=slow)])  # fmt: skip
 def test_of_very_many_tiles_a_part_is_counted_and_the_whole_is_never_under(
     monkeypatch: pytest.MonkeyPatch, kind: str, sizes: tuple[int, ...]
 ) -> None:
@@ -237,6 +234,7 @@ def test_of_very_many_tiles_a_part_is_counted_and_the_whole_is_never_under(
     assert 0.95 * all_of_them <= forecast_of(kind).decode(shape, TILED) <= 2 * all_of_them
 
 
+@slow
 def test_a_picture_beyond_all_measure_is_forecast_in_seconds_and_not_much_over(monkeypatch: pytest.MonkeyPatch) -> None:
     shape = (1, 4, 2000, 2000)
     part = forecast_of("sd").decode(shape, TILED)
@@ -244,6 +242,7 @@ def test_a_picture_beyond_all_measure_is_forecast_in_seconds_and_not_much_over(m
     assert 0.95 <= part / forecast_of("sd").decode(shape, TILED) <= 1.2
 
 
+@slow
 def test_the_process_itself_takes_little_more_than_was_forecast(capsys: pytest.CaptureFixture[str]) -> None:
     """What libraries take on top. A fresh process: its high water mark is of this one decode."""
     size = 24

@@ -29,9 +29,13 @@ from samples import KINDS, save_tiny_vae
 
 # Serve kills a proxy that is not ready within 5 s, which on a busy machine none is. Read by Serve's controller.
 os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
+# Idle workers that wait for tasks: ours are replicas with an environment of their own, which never take one.
+os.environ.setdefault("RAY_enable_worker_prestart", "0")
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 GPUS = 4
 SERVED = ("sd", "sdxl", "flux", "hunyuan")
 """Kinds of tiny VAEs on the cluster: two of one shape, packed latents, video. In one process, all kinds are tried."""
+PATHS = {"flux": "/direct"}
 PLACEMENT_WAIT_S = 2.0
 AT_ONCE = {"graceful_shutdown_wait_loop_s": 0.1}
 """Serve looks only every two seconds whether a replica that is to go has still work."""
@@ -186,9 +190,16 @@ def bare_cluster(weights: Path) -> Iterator[Cluster]:
     """The ingress, and no model."""
     here = Path(__file__).parent
     # Workers unpickle the actors that tests define by importing the tests.
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        map(str, [here, here / "cluster", here / "serve", here.parent / "tools"])
-    )
+    paths = [
+        here,
+        here / "cluster",
+        here / "serve",
+        here.parent / "tools",
+        *filter(None, [os.environ.get("PYTHONPATH")]),
+    ]
+    environment = pytest.MonkeyPatch()
+    environment.setenv("PYTHONPATH", os.pathsep.join(map(str, paths)))
+    _running.callback(environment.undo)
     _start_ray()
     _running.callback(ray.shutdown)
     port = free_port()
@@ -203,12 +214,15 @@ def bare_cluster(weights: Path) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def cluster(bare_cluster: Cluster) -> Cluster:
-    """With a model of each kind. One thread on both sides and no company in a batch: results are compared bit for bit."""
+    """With a model of each kind, one of them at a path of its own too.
+
+    One thread on both sides and no company in a batch: results are compared bit for bit.
+    """
     models = {
-        kind: vae(VAEConfig(source=bare_cluster.source(kind), device="cpu", threads=1, batching="off"))
+        kind: vae(VAEConfig(source=bare_cluster.source(kind), device="cpu", threads=1, batching="off", max_body_mib=1))
         for kind in SERVED
     }
-    serve.run_many([RunTarget(model, name=kind, route_prefix=None) for kind, model in models.items()])
+    serve.run_many([RunTarget(model, name=kind, route_prefix=PATHS.get(kind)) for kind, model in models.items()])
     for kind in SERVED:
         bare_cluster.wait_for(kind, lambda model: model["state"] == "ready")
     return bare_cluster

@@ -95,8 +95,17 @@ def size_of(plain: Any) -> list[int]:
     return list(open_result(plain).shape)
 
 
-def test_a_generator_actor_gets_the_picture_its_pipeline_would_have_made(cluster: Cluster) -> None:
-    generator = Generator.remote(cluster.source("sd"))
+@pytest.fixture(scope="module")
+def generator(cluster: Cluster) -> Any:
+    return Generator.remote(cluster.source("sd"))
+
+
+@pytest.fixture(scope="module")
+def async_generator(cluster: Cluster) -> Any:
+    return AsyncGenerator.remote(serve.get_app_handle("sd"))
+
+
+def test_a_generator_actor_gets_the_picture_its_pipeline_would_have_made(generator: Any) -> None:
     remote, local = ray.get(generator.image_and_its_local_twin.remote())
     np.testing.assert_array_equal(remote, local)
 
@@ -117,24 +126,22 @@ def test_both_doors_describe_the_model_alike(cluster: Cluster) -> None:
         assert by_handle.describe()["scaling_factor"] == 0.3611
 
 
-def test_a_result_travels_on_as_a_reference(cluster: Cluster) -> None:
-    generator = Generator.remote(cluster.source("sd"))
+def test_a_result_travels_on_as_a_reference(generator: Any) -> None:
     (reference,) = ray.get(generator.reference.remote(latents(1, 4, 8, 8)))
     assert isinstance(reference, ray.ObjectRef)
     assert ray.get(size_of.remote(reference)) == [1, 3, 64, 64]
 
 
-def test_an_async_actor_awaits(cluster: Cluster) -> None:
-    actor = AsyncGenerator.remote(serve.get_app_handle("sd"))
+def test_an_async_actor_awaits(async_generator: Any) -> None:
     z = latents(1, 4, 8, 8)
-    torch.testing.assert_close(ray.get(actor.decode.remote(z)), pipeline_decode(tiny_vae("sd"), z), atol=2e-5, rtol=0)
+    decoded = ray.get(async_generator.decode.remote(z))
+    torch.testing.assert_close(decoded, pipeline_decode(tiny_vae("sd"), z), atol=2e-5, rtol=0)
     batch = [latents(1, 4, 8, width) for width in (4, 8, 16, 12, 20)]
-    assert ray.get(actor.decode_many.remote(batch)) == [(32, 64), (64, 64), (128, 64), (96, 64), (160, 64)]
+    assert ray.get(async_generator.decode_many.remote(batch)) == [(32, 64), (64, 64), (128, 64), (96, 64), (160, 64)]
 
 
-def test_a_blocking_call_in_an_async_actor_names_the_other_class(cluster: Cluster) -> None:
-    actor = AsyncGenerator.remote(serve.get_app_handle("sd"))
-    assert "AsyncRemoteVAE" in ray.get(actor.decode_blocking.remote(latents(1, 4, 8, 8)))
+def test_a_blocking_call_in_an_async_actor_names_the_other_class(async_generator: Any) -> None:
+    assert "AsyncRemoteVAE" in ray.get(async_generator.decode_blocking.remote(latents(1, 4, 8, 8)))
 
 
 @pytest.mark.parametrize("door", ["http", "handle"])

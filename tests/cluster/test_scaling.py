@@ -17,15 +17,15 @@ import requests
 from ray import serve
 from ray.serve.context import _get_global_client
 
-from conftest import GPUS, PLACEMENT_WAIT_S, Cluster
+from conftest import GPUS, Cluster
 from limits import WAIT_S, stretched
 from remote_vae import RemoteVAE
 from remote_vae.errors import Overloaded, TimedOut
-from remote_vae_serve.ingress.model_registry import GRACE_S
 from samples import latents
 
-QUERY = {"shape": [1, 4, 8, 8], "dtype": "float32"}
-BODY = latents(1, 4, 8, 8).numpy().tobytes()
+FAKE = {"decode_s": 1.0, "seconds_per_megapixel": 1.0}
+LONG_S = 5
+"""The latents say how long a decode takes."""
 # As in serve_config.yaml, but in seconds where it has minutes.
 QUICK: dict[str, Any] = {
     "autoscaling_config": {
@@ -33,9 +33,9 @@ QUICK: dict[str, Any] = {
         "max_replicas": 2,
         "target_ongoing_requests": 1,
         "metrics_interval_s": 0.5,
-        "look_back_period_s": 2,
-        "upscale_delay_s": 1,
-        "downscale_delay_s": 3,
+        "look_back_period_s": 1,
+        "upscale_delay_s": 0.5,
+        "downscale_delay_s": 1,
         "downscale_to_zero_delay_s": 1,
         "policy": {"policy_function": "remote_vae_serve.scaling:YieldWhenIdle", "policy_kwargs": {"idle_s": 600}},
     },
@@ -50,8 +50,18 @@ def patient(idle_s: float, max_replicas: int = 1) -> dict[str, Any]:
     }
 
 
-def post(cluster: Cluster, name: str) -> requests.Response:
-    return requests.post(f"{cluster.url}/{name}", params=QUERY, data=BODY, timeout=WAIT_S)
+def post(cluster: Cluster, name: str, megapixels: int = 0, timeout_s: float = WAIT_S) -> requests.Response:
+    z = latents(1, 4, 128 * megapixels, 128) if megapixels else latents(1, 4, 8, 8)
+    query = {"shape": list(z.shape), "dtype": "float32"}
+    return requests.post(f"{cluster.url}/{name}", params=query, data=z.numpy().tobytes(), timeout=timeout_s)
+
+
+def post_until_served(cluster: Cluster, name: str) -> requests.Response:
+    """The first answer that is not `come again`."""
+    give_up = time.monotonic() + WAIT_S
+    while (answer := post(cluster, name)).status_code == 503 and time.monotonic() < give_up:
+        time.sleep(0.5)
+    return answer
 
 
 @pytest.fixture
@@ -70,53 +80,57 @@ def all_gpus_but_one() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def slow(bare_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Started side by side: `slow` and `long`, `narrow` with a short queue, and `hopeless`, whose weights are not there."""
-    fakes = {"slow": 1.0, "long": 5.0, "narrow": 1.0}
-    for name, decode_s in fakes.items():
-        options = {"max_ongoing_requests": 1, "max_queued_requests": 2} if name == "narrow" else {}
-        bare_cluster.begin(name, source="x", fake={"decode_s": decode_s}, num_gpus=0, device="cpu", options=options)
+    """Started side by side: `slow`, `narrow` with a short queue, and `hopeless`, whose weights are not there."""
+    on_cpu: dict[str, Any] = {"source": "x", "fake": FAKE, "num_gpus": 0, "device": "cpu"}
+    bare_cluster.begin("slow", **on_cpu)
+    bare_cluster.begin("narrow", **on_cpu, options={"max_ongoing_requests": 1, "max_queued_requests": 2})
     bare_cluster.begin(
         "hopeless", source=str(tmp_path_factory.mktemp("nothing")), device="cpu", num_gpus=0, retry_s=600
     )
-    for name in (*fakes, "hopeless"):
+    for name in ("slow", "narrow", "hopeless"):
         bare_cluster.wait_until_known(name)
     yield bare_cluster
-    for name in (*fakes, "hopeless"):
+    for name in ("slow", "narrow", "hopeless"):
         serve.delete(name, _blocking=False)
 
 
 def test_one_gpu_two_models(bare_cluster: Cluster, all_gpus_but_one: None) -> None:
     """The second hears what it waits for and who holds it while that is so; when the first is idle, it lets go at once."""
-    held_s = stretched(PLACEMENT_WAIT_S + GRACE_S + 4)
-    for name, seconds in (("holder", held_s), ("waiter", 0.0)):
+    released = threading.Event()
+
+    def keep_busy() -> None:
+        while not released.is_set():
+            assert post(bare_cluster, "holder").status_code == 200
+
+    for name, seconds in (("holder", 1.0), ("waiter", 0.0)):
         bare_cluster.deploy(
             name, source="x", device="cpu", num_gpus=1, fake={"decode_s": seconds}, options=patient(600)
         )
     try:
-        busy = threading.Thread(target=post, args=(bare_cluster, "holder"))
-        busy.start()
-        bare_cluster.wait_for("holder", lambda model: model["state"] == "ready")
+        assert post_until_served(bare_cluster, "holder").status_code == 200
+        busy = [threading.Thread(target=keep_busy) for _ in range(2)]  # so that one is always there
+        for client in busy:
+            client.start()
         refused = post(bare_cluster, "waiter")
-        assert busy.is_alive()
         assert (refused.status_code, refused.json()["code"]) == (503, "model_starting")
         assert int(refused.headers["retry-after"]) > 0
         assert "waits for 1 GPU; holder holds it" in refused.json()["error"]
         described = bare_cluster.wait_for("waiter", lambda model: "reason" in model)
         assert described["state"] == "starting"
         assert "holder holds it" in described["reason"]
-        busy.join()
-        give_up = time.monotonic() + WAIT_S
-        while (answer := post(bare_cluster, "waiter")).status_code == 503 and time.monotonic() < give_up:
-            pass
-        assert answer.status_code == 200
+        released.set()
+        for client in busy:
+            client.join()
+        assert post_until_served(bare_cluster, "waiter").status_code == 200
         bare_cluster.wait_for("holder", lambda model: model["state"] == "cold")
     finally:
+        released.set()
         serve.delete("holder")
         serve.delete("waiter")
 
 
 def test_replicas_follow_the_load_up_and_down_to_none(bare_cluster: Cluster) -> None:
-    bare_cluster.deploy("elastic", source="x", fake={"decode_s": 0.3}, num_gpus=0, device="cpu", options=patient(2, 2))
+    bare_cluster.deploy("elastic", source="x", fake={"decode_s": 0.3}, num_gpus=0, device="cpu", options=patient(1, 2))
     try:
         assert bare_cluster.wait_for("elastic", lambda model: True)["state"] == "cold"
         stop = threading.Event()
@@ -161,7 +175,7 @@ def test_a_full_queue_is_said_and_nothing_is_lost(slow: Cluster) -> None:
 def test_a_client_that_leaves_does_not_hold_up_the_next(slow: Cluster) -> None:
     for _ in range(6):
         with pytest.raises(requests.Timeout):
-            requests.post(f"{slow.url}/slow", params=QUERY, data=BODY, timeout=0.3)
+            post(slow, "slow", timeout_s=0.3)
     started = time.monotonic()
     assert post(slow, "slow").status_code == 200
     # One decode that could not be stopped and our own: those that were still waiting were dropped.
@@ -181,17 +195,14 @@ def test_a_handle_call_that_times_out_leaves_the_queue(slow: Cluster) -> None:
 
 def test_a_replica_that_is_killed_in_the_middle_is_a_503_and_the_next_request_is_served(slow: Cluster) -> None:
     with ThreadPoolExecutor(1) as client:
-        answer = client.submit(post, slow, "long")
+        answer = client.submit(post, slow, "slow", LONG_S)
         time.sleep(1)
-        (replica,) = _get_global_client().get_serve_details()["applications"]["long"]["deployments"]["VAE"]["replicas"]
+        (replica,) = _get_global_client().get_serve_details()["applications"]["slow"]["deployments"]["VAE"]["replicas"]
         os.kill(replica["pid"], signal.SIGKILL)
         died = answer.result()
     assert (died.status_code, died.json()["code"]) == (503, "unavailable")
     assert died.headers["retry-after"]
-    give_up = time.monotonic() + WAIT_S
-    while (after := post(slow, "long")).status_code == 503 and time.monotonic() < give_up:
-        time.sleep(0.5)
-    assert after.status_code == 200
+    assert post_until_served(slow, "slow").status_code == 200
 
 
 def test_states_outlive_the_ingress(slow: Cluster) -> None:

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import requests
 import torch
-from ray import serve
 
-from conftest import Cluster
+from conftest import PATHS, Cluster
 from limits import WAIT_S
 from remote_vae import RemoteVAE
-from remote_vae_serve.app import vae
-from remote_vae_serve.config import VAEConfig
 from samples import latents, pipeline_decode, tiny_vae
 
 
 @pytest.fixture(scope="module")
-def direct(cluster: Cluster) -> Iterator[str]:
-    config = VAEConfig(source=cluster.source("flux"), device="cpu", threads=1, batching="off", max_body_mib=1)
-    serve.run(vae(config), name="direct", route_prefix="/direct")
-    cluster.wait_for("direct", lambda model: model["state"] == "ready")
-    yield f"{cluster.url}/direct"
-    serve.delete("direct")
+def direct(cluster: Cluster) -> str:
+    return cluster.url + PATHS["flux"]
 
 
 @pytest.mark.parametrize("path", ["", "/", "/decode", "/decode/"])
@@ -36,7 +27,7 @@ def test_it_decodes_exactly_and_redirects_nobody(direct: str, path: str) -> None
         timeout=WAIT_S,
         allow_redirects=False,
     )
-    assert (answer.status_code, answer.headers["x-vae-model"]) == (200, "direct")
+    assert (answer.status_code, answer.headers["x-vae-model"]) == (200, "flux")
     expected = pipeline_decode(tiny_vae("flux"), z)
     assert torch.equal(
         torch.frombuffer(bytearray(answer.content), dtype=torch.float32).reshape(expected.shape), expected
@@ -45,7 +36,7 @@ def test_it_decodes_exactly_and_redirects_nobody(direct: str, path: str) -> None
 
 def test_its_handle_is_there_as_well(direct: str) -> None:
     z = latents(1, 16, 8, 8)
-    with RemoteVAE(direct) as url, RemoteVAE.from_app("direct") as handle:
+    with RemoteVAE(direct) as url, RemoteVAE.from_app("flux") as handle:
         assert torch.equal(url.decode(z, output_type="pt"), handle.decode(z, output_type="pt"))
         assert url.describe()["state"] == url.describe(wake=True)["state"] == handle.describe()["state"] == "ready"
 

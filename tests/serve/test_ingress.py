@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 import torch
 from ray import serve
+from ray.serve import RunTarget
 
 from conftest import SERVED, Cluster
 from limits import WAIT_S, stretched
@@ -20,6 +22,7 @@ from samples import latents, tiny_vae
 QUERY = {"shape": [1, 4, 8, 8], "dtype": "float32", "output_type": "pt"}
 CLIP = QUERY | {"shape": [1, 4, 1, 8, 8], "output_type": "mp4"}
 BODY = latents(1, 4, 8, 8).numpy().tobytes()
+MODELS = ("fake", "pickled", "mended")
 
 
 @serve.deployment(name="VAE", ray_actor_options={"num_cpus": 0.1})
@@ -32,26 +35,32 @@ class Stranger:
     def reconfigure(self, user_config: Any) -> None: ...
 
 
-@pytest.fixture
-def strangers(cluster: Cluster) -> Iterator[None]:
-    serve.run(Stranger.bind(), name="stranger", route_prefix=None)
-    serve.run(Stranger.options(user_config={"protocol": 99}).bind(), name="future", route_prefix=None)
-    yield
-    serve.delete("stranger")
-    serve.delete("future")
+@pytest.fixture(scope="module")
+def later(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+    """Applications that came after the ingress, side by side: strangers, a fake engine, weights that cannot be loaded."""
+    folders = {name: tmp_path_factory.mktemp(name) / "weights" for name in ("pickled", "mended")}
+    tiny_vae("sd").save_pretrained(folders["pickled"], safe_serialization=False)
+    strangers = {"stranger": Stranger.bind(), "future": Stranger.options(user_config={"protocol": 99}).bind()}
+    targets = [RunTarget(application, name=name, route_prefix=None) for name, application in strangers.items()]
+    serve.run_many(targets, wait_for_applications_running=False)
+    cluster.begin("fake", source="nowhere", fake={"decode_s": 0.3})
+    cluster.begin("pickled", source=str(folders["pickled"]), device="cpu", retry_s=600)
+    cluster.begin("mended", source=str(folders["mended"]), device="cpu", retry_s=0.1)
+    for name in MODELS:
+        cluster.wait_until_known(name)
+    yield folders
+    for name in (*MODELS, *strangers):
+        serve.delete(name, _blocking=False)
 
 
-def test_models_lists_every_vae_application_and_nothing_else(cluster: Cluster, strangers: None) -> None:
-    cluster.deploy("late", source="nowhere", fake={})
-    try:
-        names = [model["name"] for model in requests.get(f"{cluster.url}/models").json()["models"]]
-        assert names == sorted([*SERVED, "late"])
-        for name in ("stranger", "future", "remote-vae"):
-            answer = requests.post(f"{cluster.url}/{name}", params=QUERY, data=BODY)
-            assert (answer.status_code, answer.json()["code"]) == (404, "unknown_model")
-            assert "sd" in answer.json()["error"]
-    finally:
-        serve.delete("late")
+def test_models_lists_every_vae_application_and_nothing_else(cluster: Cluster, later: dict[str, Path]) -> None:
+    names = {model["name"] for model in requests.get(f"{cluster.url}/models").json()["models"]}
+    assert names >= {*SERVED, "pickled", "mended"}
+    assert not names & {"stranger", "future", "remote-vae"}
+    for name in ("stranger", "future", "remote-vae"):
+        answer = requests.post(f"{cluster.url}/{name}", params=QUERY, data=BODY)
+        assert (answer.status_code, answer.json()["code"]) == (404, "unknown_model")
+        assert "sd" in answer.json()["error"]
 
 
 def test_health_answers_and_a_get_describes(cluster: Cluster) -> None:
@@ -144,51 +153,35 @@ def test_a_bad_request_is_told_what_is_wrong_and_the_next_one_is_served(cluster:
     assert good.status_code == 200
 
 
-def test_a_replica_whose_weights_cannot_be_loaded_says_why(cluster: Cluster, tmp_path: Any) -> None:
-    tiny_vae("sd").save_pretrained(tmp_path, safe_serialization=False)
-    cluster.deploy("pickled", source=str(tmp_path), device="cpu", retry_s=600)
-    try:
-        assert cluster.wait_for("pickled", lambda model: model["state"] == "failed")["reason"]
-        for endpoint in (f"{cluster.url}/pickled", serve.get_app_handle("pickled")):
-            with RemoteVAE(endpoint) as vae, pytest.raises(ModelFailed, match="safetensors") as caught:
-                vae.decode(latents(1, 4, 8, 8))
-            assert caught.value.retry_after == 600
-    finally:
-        serve.delete("pickled")
+def test_a_replica_whose_weights_cannot_be_loaded_says_why(cluster: Cluster, later: dict[str, Path]) -> None:
+    assert cluster.wait_for("pickled", lambda model: model["state"] == "failed")["reason"]
+    for endpoint in (f"{cluster.url}/pickled", serve.get_app_handle("pickled")):
+        with RemoteVAE(endpoint) as vae, pytest.raises(ModelFailed, match="safetensors") as caught:
+            vae.decode(latents(1, 4, 8, 8))
+        assert caught.value.retry_after == 600
 
 
-def test_a_failed_model_is_tried_again_and_recovers(cluster: Cluster, tmp_path: Any) -> None:
-    cluster.deploy("mended", source=str(tmp_path / "weights"), device="cpu", retry_s=0.1)
-    try:
-        with RemoteVAE(f"{cluster.url}/mended") as vae:
-            with pytest.raises(ModelFailed):
-                vae.decode(latents(1, 4, 8, 8))
-            tiny_vae("sd").save_pretrained(tmp_path / "weights")
-            time.sleep(0.2)
-            assert vae.decode(latents(1, 4, 8, 8)).size == (64, 64)
-        cluster.wait_for("mended", lambda model: model["state"] == "ready")
-    finally:
-        serve.delete("mended")
+def test_a_failed_model_is_tried_again_and_recovers(cluster: Cluster, later: dict[str, Path]) -> None:
+    with RemoteVAE(f"{cluster.url}/mended") as vae:
+        with pytest.raises(ModelFailed):
+            vae.decode(latents(1, 4, 8, 8))
+        tiny_vae("sd").save_pretrained(later["mended"])
+        time.sleep(0.2)
+        assert vae.decode(latents(1, 4, 8, 8)).size == (64, 64)
+    cluster.wait_for("mended", lambda model: model["state"] == "ready")
 
 
-def test_the_fake_engine_is_chosen_by_configuration_and_waits(cluster: Cluster) -> None:
-    cluster.deploy("fake", source="nowhere", fake={"decode_s": 0.3})
-    try:
-        with RemoteVAE(f"{cluster.url}/fake") as vae:
-            answer = requests.post(f"{cluster.url}/fake", params=QUERY, data=BODY)
-            decode_ms = float(answer.headers["server-timing"].split("decode;dur=")[1].split(",")[0])
-            assert decode_ms >= 300
-            assert vae.decode(latents(1, 4, 8, 8)).size == (64, 64)
-    finally:
+def test_the_fake_engine_is_chosen_by_configuration_waits_and_is_gone_within_seconds_of_its_deletion(
+    cluster: Cluster, later: dict[str, Path]
+) -> None:
+    with RemoteVAE(f"{cluster.url}/fake") as vae:
+        answer = requests.post(f"{cluster.url}/fake", params=QUERY, data=BODY)
+        decode_ms = float(answer.headers["server-timing"].split("decode;dur=")[1].split(",")[0])
+        assert decode_ms >= 300
+        assert vae.decode(latents(1, 4, 8, 8)).size == (64, 64)
         serve.delete("fake")
-
-
-def test_a_deleted_model_is_gone_within_seconds(cluster: Cluster) -> None:
-    cluster.deploy("brief", source="nowhere", fake={})
-    serve.delete("brief")
-    give_up = time.monotonic() + stretched(3)
-    with RemoteVAE(f"{cluster.url}/brief") as vae:
-        while "brief" in requests.get(f"{cluster.url}/models").text and time.monotonic() < give_up:
+        give_up = time.monotonic() + stretched(3)
+        while "fake" in requests.get(f"{cluster.url}/models").text and time.monotonic() < give_up:
             time.sleep(0.1)
         with pytest.raises(UnknownModel):
             vae.describe()

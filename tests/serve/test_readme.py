@@ -1,4 +1,4 @@
-"""The README's commands and examples, run as they stand but for the address and a folder to write to."""
+"""The README's commands and examples, run as they stand but for the address, one model's name and a folder to write to."""
 
 from __future__ import annotations
 
@@ -26,22 +26,25 @@ def blocks(language: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def models(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """The names the README uses; random weights of the right kind."""
-    cluster.deploy("sd-v1", source=cluster.source("sd"), device="cpu")
-    cluster.deploy(
-        "hunyuan-video", source=str(save_tiny_vae("hunyuan16", tmp_path_factory.mktemp("hunyuan"))), device="cpu"
-    )
-    cluster.deploy("demo", source="demo", device="cpu")
+    """The models the README uses; random weights of the right kind."""
+    sources = {
+        "hunyuan-video": str(save_tiny_vae("hunyuan16", tmp_path_factory.mktemp("hunyuan"))),
+        "demo": "demo",
+    }
+    for name, source in sources.items():
+        cluster.begin(name, source=source, device="cpu")
+    for name in sources:
+        cluster.wait_until_known(name)
     yield cluster
-    for name in ("sd-v1", "hunyuan-video", "demo"):
-        serve.delete(name)
+    for name in sources:
+        serve.delete(name, _blocking=False)
 
 
 def test_the_examples_run_one_after_the_other(models: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names = {"serve": serve}
     for example in blocks("python"):
-        code = example.replace("http://127.0.0.1:8000", models.url)
+        code = example.replace("http://127.0.0.1:8000", models.url).replace("sd-v1", "sd")
         exec(compile(code, "README.md", "exec"), names)
         assert isinstance(names["image"], Image.Image)
     assert names["latent"].shape == (1, 4, 64, 64)

@@ -40,6 +40,7 @@ def models(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         serve.delete(name, _blocking=False)
 
 
+@pytest.mark.slow
 def test_the_examples_run_one_after_the_other(models: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names = {"serve": serve}
@@ -58,6 +59,7 @@ def test_the_examples_run_one_after_the_other(models: Cluster, tmp_path: Path, m
     }
 
 
+@pytest.mark.slow
 def test_the_curl_command_brings_a_picture(models: Cluster, tmp_path: Path) -> None:
     (command,) = [block for block in blocks("sh") if "curl" in block]
     subprocess.run(command.replace("http://127.0.0.1:8000", models.url), shell=True, cwd=tmp_path, check=True)

@@ -54,6 +54,7 @@ def breakable(cluster: Cluster) -> Iterator[str]:
     serve.delete(NAME)
 
 
+@pytest.mark.slow
 def test_a_replica_whose_device_has_ended_is_replaced_and_no_client_loses_a_decode(breakable: str) -> None:
     over = threading.Event()
 

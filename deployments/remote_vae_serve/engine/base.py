@@ -23,7 +23,7 @@ from remote_vae_serve.families.layouts import NO_HINTS, RequestHints
 from remote_vae_serve.processing.latent_processor import LatentProcessor
 
 Event = Literal["tiled", "float32", "out_of_memory"]
-"""What an operator counts: a decode in tiles, one that was repeated in float32, one that ran out of memory."""
+"""What an operator counts: a decode or an encode in tiles, one that was repeated in float32, one that ran out of memory."""
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,7 @@ def test_frames_are_decoded_and_put_back_as_animate_diff_does() -> None:
     layout, folded = unpacked(space, z)
     with torch.inference_mode():
         theirs = AnimateDiffPipeline.decode_latents(SimpleNamespace(vae=vae), z)
+        assert layout.repack is not None
         ours = layout.repack(
             vae.decode(space.family.scaling.denormalize(folded, space)).sample, tuple(z.shape), NO_HINTS
         )

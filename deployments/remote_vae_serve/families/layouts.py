@@ -43,10 +43,6 @@ def _as_it_is(latents: torch.Tensor, space: LatentNumbers, hints: RequestHints) 
     return latents
 
 
-def as_made(pixels: torch.Tensor, shape: tuple[int, ...], hints: RequestHints) -> torch.Tensor:
-    return pixels
-
-
 @dataclass(frozen=True)
 class Layout:
     """A memory layout of a family's latents: which it is, and how to unpack it.
@@ -56,7 +52,8 @@ class Layout:
         media: what comes out.
         fits: whether these latents have this form.
         unpack: to what the decoder takes, `[B, C, h, w]` or `[B, C, T, h, w]`. Raises BadRequest.
-        repack: the decoder's output to `[B, C, H, W]` or `[B, C, T, H, W]`, given the latents' shape.
+        repack: the decoder's output to `[B, C, H, W]` or `[B, C, T, H, W]`, given the latents' shape; None where
+            it has that form.
         kind: which axis has the channels; a request can ask for it by `layout`.
         takes: the hints that mean something to it.
     """
@@ -65,7 +62,7 @@ class Layout:
     media: Media
     fits: Fits
     unpack: Unpack = _as_it_is
-    repack: Repack = as_made
+    repack: Repack | None = None
     kind: Kind = "channels_first"
     takes: tuple[str, ...] = ()
 

@@ -6,7 +6,7 @@ import torch
 
 from remote_vae.errors import BadRequest
 from remote_vae_serve.families.latent_numbers import LatentNumbers
-from remote_vae_serve.families.layouts import Layout, Media, RequestHints, as_made, without_time
+from remote_vae_serve.families.layouts import Layout, Media, RequestHints, without_time
 
 
 def packed(
@@ -59,7 +59,7 @@ def packed(
         media,
         lambda z, space, hints: z.ndim == 3 and (hints.layers is not None if layers else True),
         unpack,
-        without_time if has_time and not video else as_made,
+        without_time if has_time and not video else None,
         takes=(*needed, "patch_order"),
     )
 

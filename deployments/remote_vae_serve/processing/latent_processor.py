@@ -95,7 +95,8 @@ class LatentProcessor:
         Args:
             pixels: as the decoder made them of `unpacked`, on the device.
         """
-        repacked = unpacked.layout.repack(pixels, unpacked.shape, unpacked.hints)
+        repack = unpacked.layout.repack
+        repacked = pixels if repack is None else repack(pixels, unpacked.shape, unpacked.hints)
         to_signed = self.space.family.range.to_signed
         return to_output(repacked if to_signed is None or output is Output.PT else to_signed(repacked), output)
 

@@ -1,13 +1,78 @@
-"""The autoscaling policy: a mistake in its arguments must not stop Serve's controller."""
+"""The autoscaling policy: when the last replica goes; and a mistake in its arguments must not stop Serve's controller."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
+from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
-from remote_vae_serve.scaling import IDLE_S, YieldWhenIdle
+from remote_vae_serve import scaling
+from remote_vae_serve.scaling import ASKED_FOR_S, IDLE_S, YieldWhenIdle, ask_to_yield
+
+CONFIG = AutoscalingConfig(min_replicas=0, max_replicas=4, target_ongoing_requests=1)
+
+
+class Serve:
+    """What Serve's controller tells a policy, at a time of the test's choosing."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        store: dict[bytes, bytes] = {}
+        monkeypatch.setattr(scaling, "_get", store.get)
+        monkeypatch.setattr(scaling, "_put", lambda key, value, overwrite: store.update({key: value}))
+        monkeypatch.setattr(scaling.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(scaling.time, "time", lambda: self.now)
+
+    def asks(self, policy: YieldWhenIdle, replicas: int, requests: int = 0, after_s: float = 0) -> float:
+        """How many replicas the policy wants."""
+        self.now += after_s
+        known: dict[str, Any] = dict.fromkeys(
+            ("deployment_id", "aggregated_metrics", "raw_metrics", "last_scale_up_time", "last_scale_down_time")
+        )
+        context = AutoscalingContext(
+            **known, deployment_name="VAE", app_name="sd", current_num_replicas=replicas, target_num_replicas=replicas,
+            running_replicas=[], total_num_requests=requests, total_queued_requests=0, capacity_adjusted_min_replicas=0,
+            capacity_adjusted_max_replicas=4, policy_state={}, current_time=self.now, config=CONFIG,
+        )  # fmt: skip
+        return policy(context)[0]
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Serve:
+    return Serve(monkeypatch)
+
+
+def test_the_last_replica_stays_until_it_has_been_idle_for_long_enough(serve: Serve) -> None:
+    policy = YieldWhenIdle(idle_s=60)
+    assert serve.asks(policy, replicas=1) == 1
+    assert serve.asks(policy, replicas=1, after_s=59) == 1
+    assert serve.asks(policy, replicas=1, requests=1) == 1
+    assert serve.asks(policy, replicas=1, after_s=59) == 1  # a request has begun the minute anew
+    assert serve.asks(policy, replicas=1, after_s=59) == 1
+    assert serve.asks(policy, replicas=1, after_s=1) == 0
+
+
+def test_of_several_replicas_that_are_idle_one_stays(serve: Serve) -> None:
+    assert serve.asks(YieldWhenIdle(idle_s=60), replicas=3) == 1
+
+
+def test_a_model_without_a_replica_gets_one_for_a_request_and_none_for_nothing(serve: Serve) -> None:
+    policy = YieldWhenIdle(idle_s=60)
+    assert serve.asks(policy, replicas=0) == 0
+    assert serve.asks(policy, replicas=0, requests=1) >= 1
+
+
+def test_who_is_asked_to_yield_goes_at_once_if_idle_and_only_while_somebody_waits(serve: Serve) -> None:
+    policy = YieldWhenIdle(idle_s=600)
+    ask_to_yield("sd")
+    assert serve.asks(policy, replicas=1, requests=1) == 1
+    assert serve.asks(policy, replicas=1) == 0
+    assert serve.asks(policy, replicas=1, after_s=ASKED_FOR_S) == 1
+    ask_to_yield("flux")
+    assert serve.asks(policy, replicas=1) == 1
 
 
 @pytest.mark.parametrize("arguments", [{"idle_sec": 3}, {"idle_s": "abc"}, {"idle_s": None}])

@@ -38,7 +38,9 @@ def spied(case: Case, monkeypatch: pytest.MonkeyPatch, instead: torch.Tensor | N
         return decode(z if instead is None else instead, *args, **kwargs)
 
     with monkeypatch.context() as patched:
-        patched.setitem(vars(module), "decode", spy)  # `setattr` would leave the method in the module, and a copy would call it
+        patched.setitem(
+            vars(module), "decode", spy
+        )  # `setattr` would leave the method in the module, and a copy would call it
         return case.reference(module, case.latents(module)), given
 
 

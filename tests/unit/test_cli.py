@@ -124,6 +124,13 @@ def test_a_mistake_is_named_with_its_application_and_key_and_nothing_runs(here: 
         assert not [word for word in words if word not in result.stderr], result.stderr
 
 
+def test_an_application_without_a_name_is_told_by_its_number(here: Path) -> None:
+    config = yaml.safe_load(SHIPPED.read_text())
+    config["applications"][1] = {"import_pth": "remote_vae_serve.app:vae"}
+    (here / "c.yaml").write_text(yaml.safe_dump(config))
+    assert "application number 2: import_path" in command("check", "c.yaml").stderr
+
+
 def test_every_mistake_is_said_at_once(here: Path) -> None:
     config = yaml.safe_load(SHIPPED.read_text())
     for change in (_application(name="models"), _deployment(num_replica=1)):

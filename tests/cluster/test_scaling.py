@@ -21,10 +21,12 @@ from conftest import GPUS, Cluster
 from limits import WAIT_S, stretched
 from remote_vae import RemoteVAE
 from remote_vae.errors import Overloaded, TimedOut
+from remote_vae.protocol.decode_request import DecodeRequest
+from remote_vae.protocol.tensors import from_array
 from samples import latents
 
 FAKE = {"decode_s": 1.0, "seconds_per_megapixel": 1.0}
-LONG_S = 5
+LONG_S = 20
 """The latents say how long a decode takes."""
 # As in serve_config.yaml, but in seconds where it has minutes.
 QUICK: dict[str, Any] = {
@@ -62,6 +64,14 @@ def post_until_served(cluster: Cluster, name: str) -> requests.Response:
     while (answer := post(cluster, name)).status_code == 503 and time.monotonic() < give_up:
         time.sleep(0.5)
     return answer
+
+
+def until_busy(name: str) -> None:
+    """Until the replica has long work to do: what may be rejected is decoded before, and rejected then."""
+    short = DecodeRequest(from_array(latents(1, 4, 8, 8))).to_plain()
+    give_up = time.monotonic() + WAIT_S
+    while serve.get_app_handle(name).decode.remote(short, may_reject=True).result() is not None:
+        assert time.monotonic() < give_up
 
 
 @pytest.fixture
@@ -196,7 +206,7 @@ def test_a_handle_call_that_times_out_leaves_the_queue(slow: Cluster) -> None:
 def test_a_replica_that_is_killed_in_the_middle_is_a_503_and_the_next_request_is_served(slow: Cluster) -> None:
     with ThreadPoolExecutor(1) as client:
         answer = client.submit(post, slow, "slow", LONG_S)
-        time.sleep(1)
+        until_busy("slow")
         (replica,) = _get_global_client().get_serve_details()["applications"]["slow"]["deployments"]["VAE"]["replicas"]
         os.kill(replica["pid"], signal.SIGKILL)
         died = answer.result()

@@ -40,7 +40,7 @@ PLACEMENT_WAIT_S = 2.0
 AT_ONCE = {"graceful_shutdown_wait_loop_s": 0.1}
 """Serve looks only every two seconds whether a replica that is to go has still work."""
 RAYS_OF_THEIR_OWN = (
-    "test_layers_below", "test_launcher", "test_shipped_config", "test_deploy", "test_demo", "test_policy",
+    "test_layers_below", "test_launcher", "test_shipped_config", "test_deploy", "test_demo", "test_sabotaged_launcher",
 )  # fmt: skip
 """Files that start servers of their own, each with a Ray."""
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from limits import WAIT_S
 
+pytestmark = pytest.mark.slow  # whole demos, each with a server of its own
 DEMO = Path(__file__).parents[2] / "tools" / "demo.py"
 
 
@@ -38,7 +39,6 @@ def marked(mark: str) -> list[str]:
     return found
 
 
-@pytest.mark.slow
 def test_it_writes_the_pictures_and_the_clip_and_stops_what_it_started(tmp_path: Path) -> None:
     mark = uuid.uuid4().hex
     demo = start(tmp_path, mark)
@@ -53,7 +53,6 @@ def test_it_writes_the_pictures_and_the_clip_and_stops_what_it_started(tmp_path:
     assert not marked(mark)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("stop", "after"), [(signal.SIGINT, "serve"), (signal.SIGTERM, "raylet")])
 def test_stopped_in_the_middle_it_leaves_nothing_running(tmp_path: Path, stop: signal.Signals, after: str) -> None:
     """Once when its server is being started, once when Ray runs already."""
@@ -70,7 +69,6 @@ def test_stopped_in_the_middle_it_leaves_nothing_running(tmp_path: Path, stop: s
     assert not marked(mark)
 
 
-@pytest.mark.slow
 def test_a_failure_says_so_and_leaves_nothing_running(tmp_path: Path) -> None:
     mark = uuid.uuid4().hex
     not_a_folder = tmp_path / "file"

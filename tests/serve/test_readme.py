@@ -37,7 +37,7 @@ def models(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         cluster.wait_until_known(name)
     yield cluster
     for name in sources:
-        serve.delete(name, _blocking=False)
+        serve.delete(name)
 
 
 @pytest.mark.slow

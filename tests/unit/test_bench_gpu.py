@@ -232,7 +232,7 @@ def test_the_whole_of_it_runs_on_a_cpu_in_two_parts_without_ray(tmp_path: Path) 
 
 def test_without_a_gpu_it_says_what_to_do() -> None:
     if torch.cuda.is_available():
-        pytest.skip("there is one")
+        pytest.skip("this machine has a GPU")
     command = [sys.executable, "-m", "benchmarks.gpu"]
     answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert answer.returncode == 2

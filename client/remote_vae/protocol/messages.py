@@ -20,12 +20,13 @@ Transfer = Literal["binary", "base64"]
 Query = list[tuple[str, str]]
 DEADLINE_HEADER = "x-vae-deadline-ms"
 
+_MAGIC = {"png": (b"\x89PNG\r\n\x1a\n", 0), "jpeg": (b"\xff\xd8\xff", 0), "webp": (b"WEBP", 8)}
+PICTURE_TYPES = tuple(f"image/{name}" for name in _MAGIC)
+"""Media types of the pictures that an encode takes."""
 _TRANSFERS: dict[str, Transfer] = {
     "tensor/binary": "binary", "tensor/base64": "base64", "application/json": "base64",
-    "application/octet-stream": "binary", "": "binary",
-    "image/png": "binary", "image/jpeg": "binary", "image/webp": "binary",
+    "application/octet-stream": "binary", "": "binary", **dict.fromkeys(PICTURE_TYPES, "binary"),
 }  # fmt: skip
-_MAGIC = {"png": (b"\x89PNG\r\n\x1a\n", 0), "jpeg": (b"\xff\xd8\xff", 0), "webp": (b"WEBP", 8)}
 
 
 @dataclass(frozen=True, eq=False)

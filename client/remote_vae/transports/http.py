@@ -36,6 +36,7 @@ from remote_vae.transports.transport import IN_FLIGHT, Transport
 
 T = TypeVar("T")
 CHUNK = 2**20
+PIECE = 2**16  # bytes of a body that a line must take within the time-out of the connection
 MAX_REPLY = 2**31  # bytes: a header alone makes us allocate no more
 NO_ANSWER = (requests.TooManyRedirects, requests.exceptions.ContentDecodingError)
 
@@ -205,10 +206,10 @@ class _Pieces:
         return len(self._body)
 
     def __iter__(self) -> Iterator[memoryview]:
-        for start in range(0, len(self._body), CHUNK):
+        for start in range(0, len(self._body), PIECE):
             if self._give_up is not None and time.monotonic() > self._give_up:
                 raise TimeoutError
-            yield self._body[start : start + CHUNK]
+            yield self._body[start : start + PIECE]
 
 
 def _content(response: requests.Response, give_up: float | None) -> bytearray:

@@ -147,8 +147,8 @@ class LocalTransport:
         dtype = str(self._vae.dtype).removeprefix("torch.")
         provenance = Provenance("local fallback", "", dtype)
         if isinstance(made, bytes):
-            media_type = request.output.media_type if isinstance(request, DecodeRequest) else TENSOR
-            return Result(media_type, np.frombuffer(made, np.uint8), provenance=provenance)
+            assert isinstance(request, DecodeRequest)
+            return Result(request.output.media_type, np.frombuffer(made, np.uint8), provenance=provenance)
         return Result(TENSOR, made.data, made.dtype, made.shape, provenance)
 
     def _decode(self, request: DecodeRequest) -> RawTensor | bytes:
@@ -181,7 +181,7 @@ class LocalTransport:
         if request.output is Output.UINT8:
             return from_array(uint8)
         file = io.BytesIO()
-        Image.fromarray(uint8[0].numpy()).save(file, "PNG" if request.output is Output.PNG else "JPEG", quality=90)
+        Image.fromarray(uint8[0].numpy()).save(file, request.output.media_type.removeprefix("image/"), quality=90)
         return file.getvalue()
 
     def _encode(self, request: EncodeRequest) -> RawTensor:

@@ -8,9 +8,9 @@ from typing import Any
 
 from remote_vae import errors
 from remote_vae.protocol import decode_request, encode_request
-from remote_vae.protocol.messages import DEADLINE_HEADER
+from remote_vae.protocol.messages import DEADLINE_HEADER, PICTURE_TYPES
 from remote_vae.protocol.model_description import model_schema
-from remote_vae.protocol.output import FILE_TYPES, IMAGES
+from remote_vae.protocol.output import FILE_TYPES
 from remote_vae.protocol.parameters import Parameter
 from remote_vae.protocol.result import HEADERS
 
@@ -28,7 +28,7 @@ IN_JSON = {
 TENSORS = {"tensor/binary": BINARY, "tensor/base64": IN_JSON}
 BODIES = TENSORS | {"application/octet-stream": BINARY, "application/json": IN_JSON}
 FILES = dict.fromkeys(sorted(FILE_TYPES), BINARY)
-PICTURES = dict.fromkeys([*(image.media_type for image in IMAGES), "image/webp"], BINARY)
+PICTURES = dict.fromkeys(PICTURE_TYPES, BINARY)
 MODEL = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
 REPLY_HEADERS = {
     name: {"schema": {"type": "string"}, "description": meaning}

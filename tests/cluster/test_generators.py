@@ -13,12 +13,12 @@ import ray
 import torch
 from ray import serve
 
-from conftest import Cluster
 from remote_vae import AsyncRemoteVAE, RemoteVAE, open_result, remote_decode
 from remote_vae.calls.decode_call import DecodeCall
 from remote_vae.errors import BadRequest, BlockingCall, ProtocolMismatch, UnknownModel
 from remote_vae.protocol.wire import PROTOCOL
 from remote_vae.transports.handle import translated
+from running_cluster import Cluster
 from samples import latents, pipeline_decode, postprocessed, tiny_vae
 
 

@@ -11,11 +11,11 @@ import ray
 import torch
 from ray import serve
 
-from conftest import GPUS, Cluster
 from limits import stretched
 from remote_vae import RemoteVAE
 from remote_vae_serve.app import gpus_of_a_replica
 from remote_vae_serve.config import VAEConfig
+from running_cluster import GPUS, Cluster
 
 NAMES = ("first", "second")
 SMALL, LARGE = torch.zeros(1, 4, 8, 8), torch.zeros(1, 4, 64, 512)

@@ -17,12 +17,12 @@ import requests
 from ray import serve
 from ray.serve.context import _get_global_client
 
-from conftest import GPUS, Cluster
 from limits import WAIT_S, stretched
 from remote_vae import RemoteVAE
 from remote_vae.errors import Overloaded, TimedOut
 from remote_vae.protocol.decode_request import DecodeRequest
 from remote_vae.protocol.tensors import from_array
+from running_cluster import GPUS, Cluster
 from samples import latents
 
 FAKE = {"decode_s": 1.0, "seconds_per_megapixel": 1.0}

@@ -6,9 +6,9 @@ import pytest
 import requests
 import torch
 
-from conftest import PATHS, Cluster
 from limits import WAIT_S
 from remote_vae import RemoteVAE
+from running_cluster import PATHS, Cluster
 from samples import latents, pipeline_decode, tiny_vae
 
 

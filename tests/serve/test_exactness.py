@@ -14,10 +14,10 @@ from diffusers.video_processor import VideoProcessor
 from PIL import Image
 from ray import serve
 
-from conftest import SERVED, Cluster
 from reading import psnr, read
 from remote_vae import RemoteVAE
 from remote_vae_serve.codecs.mp4 import to_mp4
+from running_cluster import SERVED, Cluster
 from samples import IMAGE_KINDS, latents, pipeline_decode, postprocessed, samples_of, tiny_vae
 
 CASES = [(kind, layout) for kind in SERVED for layout in samples_of(kind)]

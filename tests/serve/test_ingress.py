@@ -13,10 +13,10 @@ import torch
 from ray import serve
 from ray.serve import RunTarget
 
-from conftest import SERVED, Cluster
 from limits import WAIT_S, stretched
 from remote_vae import RemoteVAE
 from remote_vae.errors import ModelFailed, UnknownModel
+from running_cluster import SERVED, Cluster
 from samples import latents, tiny_vae
 
 QUERY = {"shape": [1, 4, 8, 8], "dtype": "float32", "output_type": "pt"}

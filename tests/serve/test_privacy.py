@@ -14,8 +14,8 @@ import ray
 import requests
 from PIL import Image
 
-from conftest import Cluster
 from limits import WAIT_S
+from running_cluster import Cluster
 from samples import latents
 
 SLICE = 48

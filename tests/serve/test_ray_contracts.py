@@ -12,12 +12,12 @@ from urllib.parse import urlsplit
 import ray
 from ray import serve
 
-from conftest import Cluster
 from remote_vae import ray_internals
 from remote_vae.protocol.decode_request import DecodeRequest
 from remote_vae.protocol.result import Result
 from remote_vae.protocol.tensors import from_array
 from remote_vae_serve.scaling import ask_to_yield, asked_to_yield
+from running_cluster import Cluster
 from samples import latents
 
 

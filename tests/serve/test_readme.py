@@ -12,8 +12,8 @@ import yaml
 from PIL import Image
 from ray import serve
 
-from conftest import Cluster
 from remote_vae_serve.config import VAEConfig
+from running_cluster import Cluster
 from samples import save_tiny_vae
 
 ROOT = Path(__file__).parents[2]

@@ -11,11 +11,11 @@ import pytest
 import requests
 from ray import serve
 
-from conftest import Cluster
 from remote_vae import RemoteVAE
 from remote_vae_serve.config import VAEConfig
 from remote_vae_serve.replica.device_worker import Job
 from remote_vae_serve.replica.replica import VAE, describe_arguments
+from running_cluster import Cluster
 from samples import latents
 
 QUERY = {"shape": [1, 4, 8, 8], "dtype": "float32", "output_type": "pt"}

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import requests
 
-from conftest import Cluster
 from limits import WAIT_S
+from running_cluster import Cluster
 from wire_case import WireCase
 from wire_cases import CASES
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,8 +24,7 @@ class Serve:
         store: dict[bytes, bytes] = {}
         monkeypatch.setattr(scaling, "_get", store.get)
         monkeypatch.setattr(scaling, "_put", lambda key, value, overwrite: store.update({key: value}))
-        monkeypatch.setattr(scaling.time, "monotonic", lambda: self.now)
-        monkeypatch.setattr(scaling.time, "time", lambda: self.now)
+        monkeypatch.setattr(scaling, "time", SimpleNamespace(monotonic=lambda: self.now, time=lambda: self.now))
 
     def asks(self, policy: YieldWhenIdle, replicas: int, requests: int = 0, after_s: float = 0) -> float:
         """How many replicas the policy wants."""

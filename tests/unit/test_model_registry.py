@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,7 +31,7 @@ class Serve:
         monkeypatch.setattr(model_registry.ray, "available_resources", dict)
         monkeypatch.setattr(model_registry, "_transport_to", lambda name: object())
         monkeypatch.setattr(model_registry, "_ask", self._ask)
-        monkeypatch.setattr(model_registry.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(model_registry, "time", SimpleNamespace(monotonic=lambda: self.now))
         monkeypatch.setattr(ModelRegistry, "_keep_fresh", lambda registry: registry._read_once.set())
         self.registry = ModelRegistry()
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import random
-import time
 from collections.abc import Iterator
 from dataclasses import FrozenInstanceError
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from remote_vae.protocol.model_description import ModelDescription
 from remote_vae.protocol.request import Request
 from remote_vae.protocol.result import Result
 from remote_vae.protocol.tensors import from_array
+from remote_vae.transports import retry, transport
 from remote_vae.transports.retry import FIRST_PAUSE_S, LONGEST_PAUSE_S, LONGEST_WAIT_S, RetryPolicy, RetryState
 from remote_vae.transports.transport import Transport
 
@@ -51,9 +51,12 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     clock = Clock()
     with monkeypatch.context() as patch:
-        patch.setattr(time, "monotonic", lambda: clock.now)
-        patch.setattr(time, "sleep", clock.sleep)
-        patch.setattr(random, "uniform", lambda low, high: low)
+        told = SimpleNamespace(
+            monotonic=lambda: clock.now, sleep=clock.sleep
+        )  # to the client alone: other threads sleep too
+        for module in (retry, transport):
+            patch.setattr(module, "time", told)
+        patch.setattr(retry, "random", SimpleNamespace(uniform=lambda low, high: low))
         yield clock
 
 
@@ -110,7 +113,7 @@ def test_there_is_chance_in_a_pause_and_never_less_than_was_asked_for(monkeypatc
         bounds.append((low, high))
         return high
 
-    monkeypatch.setattr(random, "uniform", uniform)
+    monkeypatch.setattr(retry, "random", SimpleNamespace(uniform=uniform))
     pause = RetryState(RetryPolicy()).pause_after(Overloaded("Full.", retry_after=8))
     ((low, high),) = bounds
     assert low >= 1 < high

@@ -28,11 +28,13 @@ import json, sys
 from remote_vae.errors import ModelFailed
 from remote_vae_serve.config import VAEConfig
 from remote_vae_serve.engine.weights import fetch
-try:
-    weights = fetch(VAEConfig(**json.loads(sys.argv[1])))
-    print(json.dumps({"folder": str(weights.folder), "revision": weights.revision, "class": weights.config()["_class_name"]}))
-except ModelFailed as error:
-    print(json.dumps({"error": error.message}))
+for arguments in json.loads(sys.argv[1]):
+    try:
+        weights = fetch(VAEConfig(**arguments))
+        told = {"folder": str(weights.folder), "revision": weights.revision, "class": weights.config()["_class_name"]}
+    except ModelFailed as error:
+        told = {"error": error.message}
+    print(json.dumps(told))
 """
 
 IN_LITTLE_MEMORY = """
@@ -72,18 +74,19 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeHub]:
         yield running
 
 
-def fetched(hub_url: str, home: Path, **arguments: Any) -> dict[str, Any]:
+def fetched(hub_url: str, home: Path, *sources: dict[str, Any]) -> list[dict[str, Any]]:
+    """What became of each source, one after another in one process."""
     environment = os.environ | {"HF_ENDPOINT": hub_url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
     environment.pop("HF_TOKEN", None)
     run = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps(arguments)],
+        [sys.executable, "-c", SCRIPT, json.dumps(sources)],
         env=environment,
         capture_output=True,
         text=True,
         check=False,
     )
     assert run.returncode == 0, run.stderr
-    return dict(json.loads(run.stdout))
+    return [json.loads(line) for line in run.stdout.splitlines()]
 
 
 @pytest.mark.parametrize(
@@ -95,46 +98,51 @@ def fetched(hub_url: str, home: Path, **arguments: Any) -> dict[str, Any]:
 def test_what_is_needed_is_downloaded_once_and_then_needs_no_network(
     hub: FakeHub, tmp_path: Path, arguments: dict[str, Any]
 ) -> None:
-    first = fetched(hub.url, tmp_path, **arguments)
+    [first] = fetched(hub.url, tmp_path, arguments)
     assert (first["class"], first["revision"]) == ("AutoencoderKL", COMMIT)
     names = {path.name for path in Path(first["folder"]).iterdir()}
     assert names <= {name.split("/")[-1] for name in hub.files(arguments["source"])} - {
         "diffusion_pytorch_model.fp16.safetensors"
     }
     hub.requests.clear()
-    assert fetched("http://127.0.0.1:9", tmp_path, **arguments) == first
+    assert fetched("http://127.0.0.1:9", tmp_path, arguments) == [first]
     assert not hub.requests
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ({"source": "org/nowhere"}, ["no model org/nowhere", "HF_TOKEN"]),
-        ({"source": "org/private"}, ["private", "HF_TOKEN", "secret"]),
-        ({"source": "org/token"}, ["is the token right", "HF_TOKEN"]),
-        ({"source": "org/gated"}, ["gated", "accept its terms", "HF_TOKEN"]),
-        ({"source": "org/whole", "revision": "v9"}, ["no revision 'v9'"]),
-        ({"source": "org/pipeline"}, ["no config.json", "subfolder"]),
-        ({"source": "org/empty"}, ["no config.json"]),
-        ({"source": "org/pickled"}, ["no safetensors", "diffusion_pytorch_model.bin", "never loaded"]),
-        ({"source": "org/whole", "variant": "bf16"}, ["diffusion_pytorch_model.bf16.safetensors"]),
-        ({"source": "org/broken"}, ["The Hub answered", "500"]),
-        ({"source": "what is this"}, ["owner/name"]),
-    ],
-    ids=lambda value: value.get("source", "") if isinstance(value, dict) else "",
-)
-def test_the_reason_tells_the_failures_apart(
-    hub: FakeHub, tmp_path: Path, arguments: dict[str, Any], said: list[str]
-) -> None:
-    error = fetched(hub.url, tmp_path, **arguments)["error"]
-    for words in said:
-        assert words in error
-    assert not list(tmp_path.rglob("*.bin"))
+REASONS: list[tuple[dict[str, Any], list[str]]] = [
+    ({"source": "org/nowhere"}, ["no model org/nowhere", "HF_TOKEN"]),
+    ({"source": "org/private"}, ["private", "HF_TOKEN", "secret"]),
+    ({"source": "org/token"}, ["is the token right", "HF_TOKEN"]),
+    ({"source": "org/gated"}, ["gated", "accept its terms", "HF_TOKEN"]),
+    ({"source": "org/whole", "revision": "v9"}, ["no revision 'v9'"]),
+    ({"source": "org/pipeline"}, ["no config.json", "subfolder"]),
+    ({"source": "org/empty"}, ["no config.json"]),
+    ({"source": "org/pickled"}, ["no safetensors", "diffusion_pytorch_model.bin", "never loaded"]),
+    ({"source": "org/whole", "variant": "bf16"}, ["diffusion_pytorch_model.bf16.safetensors"]),
+    ({"source": "org/broken"}, ["The Hub answered", "500"]),
+    ({"source": "what is this"}, ["owner/name"]),
+]
+
+
+@pytest.fixture(scope="module")
+def refused(hub: FakeHub, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    """A cache, and what was said of each of the sources, none of which it then holds."""
+    home = tmp_path_factory.mktemp("cache")
+    return home, fetched(hub.url, home, *(arguments for arguments, _ in REASONS))
+
+
+@pytest.mark.parametrize("number", range(len(REASONS)), ids=[arguments["source"] for arguments, _ in REASONS])
+def test_the_reason_tells_the_failures_apart(refused: tuple[Path, list[dict[str, Any]]], number: int) -> None:
+    home, told = refused
+    for words in REASONS[number][1]:
+        assert words in told[number]["error"]
+    assert not list(home.rglob("*.bin"))
 
 
 def test_a_hub_that_nobody_answers_for_is_said_within_seconds(tmp_path: Path) -> None:
     started = time.monotonic()
-    error = fetched(f"http://127.0.0.1:{free_port()}", tmp_path, source="org/whole")["error"]
+    [told] = fetched(f"http://127.0.0.1:{free_port()}", tmp_path, {"source": "org/whole"})
+    error = told["error"]
     assert "cannot be reached" in error
     assert "remote-vae-serve fetch" in error
     assert time.monotonic() - started < stretched(15)
@@ -149,11 +157,11 @@ def test_a_full_disk_is_said_to_be_full(hub: FakeHub, tmp_path: Path) -> None:
     if mounted.returncode:
         pytest.skip("a full disk needs a file system of its own, and mounting one is not allowed here")
     try:
-        error = fetched(hub.url, disk, source="org/whole")["error"]
+        [told] = fetched(hub.url, disk, {"source": "org/whole"})
     finally:
         subprocess.run(["umount", str(disk)], check=True)
-    assert "disk is full" in error
-    assert "HF_HOME" in error
+    assert "disk is full" in told["error"]
+    assert "HF_HOME" in told["error"]
 
 
 def test_a_folder_is_used_where_it_lies_and_the_demo_is_bundled(tmp_path: Path) -> None:

@@ -231,14 +231,14 @@ def describe_arguments(config: VAEConfig) -> ModelDescription:
 
 def build_engine(config: VAEConfig, on_event: Callable[[Event], object]) -> Engine:
     """The engine of a model, on the device that this replica was given. Raises ModelFailed."""
-    import torch
-
-    from remote_vae_serve.engine.diffusers_engine import DiffusersEngine
-
     if config.fake is not None:
         from remote_vae_serve.engine.fake import FakeEngine
 
         return FakeEngine(config.fake, on_event)
+    import torch
+
+    from remote_vae_serve.engine.diffusers_engine import DiffusersEngine
+
     assigned = len(ray.get_gpu_ids())
     return DiffusersEngine(config, resolve_device(config, assigned, torch.cuda.is_available()), on_event)
 

@@ -5,6 +5,7 @@ Ray has four GPUs that are not there: it reserves and places as if they were.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -96,6 +97,8 @@ def start_ingress(weights: Path, at_the_end: ExitStack) -> Cluster:
     environment = pytest.MonkeyPatch()
     environment.setenv("PYTHONPATH", os.pathsep.join(map(str, paths)))
     at_the_end.callback(environment.undo)
+    # Threads of Ray's outlive it, and its handler writes to whatever stderr is then: that which another test reads.
+    logging.getLogger("ray").handlers.clear()
     _start_ray()
     at_the_end.callback(ray.shutdown)
     port = free_port()

@@ -149,9 +149,10 @@ def test_what_every_file_would_meet_is_met_once(here: Path, option: str) -> None
         result = command("decode", closed.url, "in", "-o", "out/", option, "2")
         assert len(closed.requests) <= 4
     assert result.exit_code == 1
-    first, total = result.stderr.splitlines()
-    assert first == "in/0.npy, in/1.npy, in/10.npy and 17 more: No token, or a wrong one"
-    assert total == "20 of 20 inputs failed"
+    assert result.stderr.splitlines() == [
+        "in/0.npy, in/1.npy, in/10.npy and 17 more: No token, or a wrong one",
+        "20 of 20 inputs failed",
+    ]
 
 
 def test_the_token_is_sent_and_shown_to_nobody(z: torch.Tensor) -> None:

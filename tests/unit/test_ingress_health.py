@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -29,10 +29,22 @@ class Reading(ModelRegistry):
         self._news += 1
 
 
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+
+
+def ends() -> None:
+    """As the thread does that reads."""
+    raise SystemExit
+
+
 @pytest.fixture
-def registry(monkeypatch: pytest.MonkeyPatch) -> Reading:
+def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[Reading]:
     monkeypatch.setattr(model_registry, "REFRESH_S", 0.01)
-    return Reading()
+    registry = Reading()
+    yield registry
+    registry.answer = ends
+    registry._thread.join(WAIT_S)
+    assert not registry._thread.is_alive()
 
 
 def checks(registry: Reading, count: int) -> list[str | None]:
@@ -52,11 +64,7 @@ def test_an_ingress_is_well_as_long_as_it_hears_of_the_models(registry: Reading)
     assert checks(registry, 2 * CHECKS_WITHOUT_NEWS) == [None] * 2 * CHECKS_WITHOUT_NEWS
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_an_ingress_whose_thread_has_ended_is_replaced(registry: Reading, monkeypatch: pytest.MonkeyPatch) -> None:
-    def ends() -> None:
-        raise SystemExit
-
     registry.answer = ends
     registry._thread.join(WAIT_S)
     one = ingress.Ingress.__new__(ingress.Ingress)

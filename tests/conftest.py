@@ -6,6 +6,7 @@ Torch, diffusers and Ray are imported where they are used: of several processes 
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,6 +17,8 @@ import pytest
 if TYPE_CHECKING:
     from running_cluster import Cluster
 
+# Ray's workers give way to all other work: beside some, a replica would take minutes to start.
+os.environ.setdefault("RAY_worker_niceness", "0")
 RAYS_OF_THEIR_OWN = (
     "test_layers_below", "test_launcher", "test_shipped_config", "test_deploy", "test_demo", "test_sabotaged_launcher",
 )  # fmt: skip

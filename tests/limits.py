@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
-WAIT_S = 120.0
-"""For what comes at once or not at all."""
+WAIT_S = 300.0
+"""For what comes at once or not at all, and for replicas of a machine that has much else to do."""
 SPIN_S = 0.1
 
 

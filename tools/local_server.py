@@ -24,6 +24,8 @@ import yaml
 
 CONFIG = Path(__file__).parents[1] / "serve_config.yaml"
 STOP_S = 20.0
+RAY_WAS_LATE = "node timed out during startup"
+"""Ray gives a node 30 s to come up, which no setting changes; beside other work it may take longer once."""
 
 
 class ServerFailed(RuntimeError):
@@ -76,8 +78,23 @@ class LocalServer:
     def log(self) -> Path:
         return Path(self._folder.name) / "server.log"
 
-    def start(self, tick: Callable[[], None] = lambda: None, timeout_s: float = 180) -> None:
+    def start(self, tick: Callable[[], None] = lambda: None, timeout_s: float = 400) -> None:
         """Start it and wait until its models are ready, calling `tick` now and then. Raises ServerFailed."""
+        give_up = time.monotonic() + timeout_s
+        self._launch()
+        while not self._ready():
+            if self._has_ended() or time.monotonic() > give_up:
+                tail = self._said()[-3000:]
+                if RAY_WAS_LATE in tail and time.monotonic() < give_up:
+                    self._end()
+                    self._launch()
+                    continue
+                self.stop()
+                raise ServerFailed(f"The server did not come up within {timeout_s:g} s. The end of its log:\n{tail}")
+            tick()
+            time.sleep(0.25)
+
+    def _launch(self) -> None:
         written = Path(self._folder.name) / "serve_config.yaml"
         written.write_text(yaml.safe_dump(self._config))
         environment = (
@@ -96,17 +113,19 @@ class LocalServer:
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                 env=environment, start_new_session=True,
             )  # fmt: skip
-        give_up = time.monotonic() + timeout_s
-        while not self._ready():
-            if self._process.poll() is not None or time.monotonic() > give_up:
-                tail = self.log.read_text(errors="replace")[-3000:]
-                self.stop()
-                raise ServerFailed(f"The server did not come up within {timeout_s:g} s. The end of its log:\n{tail}")
-            tick()
-            time.sleep(0.25)
+
+    def _has_ended(self) -> bool:
+        return self._process is not None and self._process.poll() is not None
+
+    def _said(self) -> str:
+        return self.log.read_text(errors="replace")
 
     def stop(self) -> None:
         """SIGTERM, which ends Serve and its Ray; then SIGKILL for whatever of its session is left."""
+        self._end()
+        self._folder.cleanup()
+
+    def _end(self) -> None:
         if self._process is not None:
             # `serve run` started from a script ignores SIGINT; SIGTERM it obeys, within seconds.
             self._process.terminate()
@@ -119,7 +138,6 @@ class LocalServer:
                 _kill(pid)
             self._process.wait()
             self._process = None
-        self._folder.cleanup()
 
     def processes(self, words: str = "") -> list[int]:
         """The live processes of the server's session, its Ray and its replicas included: those with `words` in their command."""

@@ -84,7 +84,7 @@ class LocalServer:
         self._launch()
         while not self._ready():
             if self._has_ended() or time.monotonic() > give_up:
-                tail = self._said()[-3000:]
+                tail = self.log.read_text(errors="replace")[-3000:]
                 if RAY_WAS_LATE in tail and time.monotonic() < give_up:
                     self._end()
                     self._launch()
@@ -116,9 +116,6 @@ class LocalServer:
 
     def _has_ended(self) -> bool:
         return self._process is not None and self._process.poll() is not None
-
-    def _said(self) -> str:
-        return self.log.read_text(errors="replace")
 
     def stop(self) -> None:
         """SIGTERM, which ends Serve and its Ray; then SIGKILL for whatever of its session is left."""

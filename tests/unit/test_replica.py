@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from remote_vae.errors import ModelFailed
 from remote_vae.protocol.hints import PARAMETERS
 from remote_vae.protocol.wire import PROTOCOL
 from remote_vae_serve.config import VAEConfig
+from remote_vae_serve.engine.fake import FakeEngine
 from remote_vae_serve.replica import replica
 from remote_vae_serve.replica.replica import VAE, describe_arguments, resolve_device
 from samples import save_tiny_vae
@@ -63,6 +65,13 @@ def test_a_gpu_that_was_asked_for_and_is_not_there_is_a_failure_with_its_reason(
     config = VAEConfig(source="demo", device=device, num_gpus=num_gpus)
     with pytest.raises(ModelFailed, match=reason):
         resolve_device(config, assigned, cuda)
+
+
+def test_a_fake_engine_needs_no_diffusers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replica with one starts in half the time."""
+    monkeypatch.setitem(sys.modules, "remote_vae_serve.engine.diffusers_engine", None)  # to import it fails
+    fake = VAEConfig(source="nowhere", fake={"decode_s": 0})  # type: ignore[arg-type]
+    assert isinstance(replica.build_engine(fake, lambda event: None), FakeEngine)
 
 
 def test_a_cold_model_is_described_by_its_arguments() -> None:

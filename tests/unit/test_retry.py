@@ -51,9 +51,8 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     clock = Clock()
     with monkeypatch.context() as patch:
-        told = SimpleNamespace(
-            monotonic=lambda: clock.now, sleep=clock.sleep
-        )  # to the client alone: other threads sleep too
+        # The client's modules alone are told: threads of other tests sleep too.
+        told = SimpleNamespace(monotonic=lambda: clock.now, sleep=clock.sleep)
         for module in (retry, transport):
             patch.setattr(module, "time", told)
         patch.setattr(retry, "random", SimpleNamespace(uniform=lambda low, high: low))

@@ -37,6 +37,7 @@ def two_by_two(bare_cluster: Cluster) -> Iterator[Cluster]:
         serve.delete(name)
 
 
+@pytest.mark.slow  # four replicas
 def test_each_replica_of_two_models_holds_one_gpu(two_by_two: Cluster) -> None:
     held: dict[str, set[int]] = {name: set() for name in NAMES}
     for name in NAMES:
@@ -50,6 +51,7 @@ def test_each_replica_of_two_models_holds_one_gpu(two_by_two: Cluster) -> None:
     assert ray.available_resources().get("GPU", 0) == 0
 
 
+@pytest.mark.slow
 def test_short_work_goes_to_the_replica_that_is_free(two_by_two: Cluster) -> None:
     waits: list[float] = []
 

@@ -139,6 +139,7 @@ def test_one_gpu_two_models(bare_cluster: Cluster, all_gpus_but_one: None) -> No
         serve.delete("waiter")
 
 
+@pytest.mark.slow  # the autoscaler's own looks and delays
 def test_replicas_follow_the_load_up_and_down_to_none(bare_cluster: Cluster) -> None:
     bare_cluster.deploy("elastic", source="x", fake={"decode_s": 0.3}, num_gpus=0, device="cpu", options=patient(1, 2))
     try:

@@ -75,11 +75,13 @@ def test_the_next_decode_of_a_shape_finds_its_memory_there(folder: Path, kept: l
     assert kept[2]["faults"] < plain[2]["faults"] / 4
 
 
+@pytest.mark.slow
 def test_other_work_does_not_find_it_beside_its_own(kept: list[dict[str, Any]]) -> None:
     large, small = kept[2:4]
     assert small["resident"] < large["resident"] - 50 * MIB
 
 
+@pytest.mark.slow
 def test_in_a_pause_it_goes_back_to_the_system(kept: list[dict[str, Any]]) -> None:
     last, rested = kept[4:]
     assert rested["resident"] < last["resident"] - 50 * MIB

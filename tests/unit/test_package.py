@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # builds the wheel and installs it
 ROOT = Path(__file__).parents[2]
 DECODE = """
 import remote_vae, remote_vae_serve

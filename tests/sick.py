@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import threading
-import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -77,11 +76,7 @@ class Replica:
         return self.vae._pipeline
 
     def check(self) -> None:
-        began = time.perf_counter()
-        try:
-            asyncio.run(self.vae.check_health())
-        finally:
-            assert time.perf_counter() - began < 0.5
+        asyncio.run(self.vae.check_health())
 
     def post(self, z: torch.Tensor, output: Output = Output.PT) -> Any:
         query, headers, body = DecodeRequest(from_array(z), output=output).to_http()

@@ -17,7 +17,7 @@ serve: .venv/installed ## the same server, kept running: http://127.0.0.1:8000
 test: .venv/installed ## on every change, in minutes
 	$(PYTEST)
 
-test-slow: .venv/installed ## what is slow by nature: whole servers in each of their modes, demos that are interrupted, every autoencoder
+test-slow: .venv/installed ## what is slow by nature: whole servers in each of their modes, demos that are interrupted, the autoscaler's delays, every autoencoder
 	$(PYTEST) -m 'slow or families or browser'
 
 test-families: .venv/installed ## of that, every autoencoder of diffusers against its own pipeline; `test` runs one of each layout

@@ -230,7 +230,7 @@ def test_the_whole_of_it_runs_on_a_cpu_in_two_parts_without_ray(tmp_path: Path) 
     assert sorted(path.name for path in (ROOT / tables).iterdir()) == before
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # a process that imports all there is
 def test_without_a_gpu_it_says_what_to_do() -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +71,24 @@ def test_numpy_arrays_are_read_in_any_order_of_bytes_and_axes(dtype: str) -> Non
     raw = parse(npy(array))
     assert raw.dtype == ("float16" if dtype == "<f2" else "float32")
     assert np.array_equal(to_numpy(raw), array)
+
+
+def test_many_threads_read_numpy_arrays_at_once() -> None:
+    """Python's own parser fails where another thread parses too; it is left in the middle when the garbage collector runs."""
+    data, before = npy(Z.numpy()), gc.get_threshold()
+
+    def switch(phase: str, info: dict[str, int]) -> None:
+        time.sleep(1e-4)
+
+    gc.callbacks.append(switch)
+    gc.set_threshold(20)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            read = list(pool.map(parse, [data] * 800))
+    finally:
+        gc.set_threshold(*before)
+        gc.callbacks.remove(switch)
+    assert all(same(raw, Z) for raw in read)
 
 
 def test_float64_becomes_float32_in_every_format() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +24,9 @@ TENSOR_NAME = "latents"
 
 _NPY = b"\x93NUMPY"
 _PT = (b"PK\x03\x04", b"\x80\x02")  # torch's zip, and what torch wrote before it
+_NPY_LOCK = threading.Lock()
+"""Around `numpy.load`, which parses a header with `ast.literal_eval`: two threads that do it at once fail now and then with a
+SystemError (python/cpython#106905: one count of the recursion's depth for all threads)."""
 _NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "U8": "uint8"}
 
 
@@ -41,7 +45,9 @@ def parse(data: bytes, key: str | None = None) -> RawTensor:
     """
     try:
         if data.startswith(_NPY):
-            return of_array(np.load(io.BytesIO(data), allow_pickle=False))
+            with _NPY_LOCK:
+                array = np.load(io.BytesIO(data), allow_pickle=False)
+            return of_array(array)
         return _of_pt(data, key) if data.startswith(_PT) else _of_safetensors(data, key)
     except UnreadableTensor:
         raise

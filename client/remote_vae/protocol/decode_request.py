@@ -10,6 +10,7 @@ import numpy as np
 
 from remote_vae.errors import BadRequest, UnknownContentType
 from remote_vae.protocol import parameters
+from remote_vae.protocol import plain as read
 from remote_vae.protocol.hints import PARAMETERS as HINTS
 from remote_vae.protocol.hints import Hints
 from remote_vae.protocol.messages import Message, Query, Transfer, deadline_headers, to_base64
@@ -49,6 +50,7 @@ class DecodeRequest:
         hints: what the shape and the config do not tell.
         body, reply: how tensors are written over HTTP; a handle does not care.
         deadline_s: seconds for which the client waits, from the moment of sending; None where it does not say.
+        client: who asks, of those that share the model's queue; a server says it of what comes by HTTP, a transport by handle.
 
     Raises:
         BadRequest: naming the parameter.
@@ -64,6 +66,7 @@ class DecodeRequest:
     body: Transfer = "binary"
     reply: Transfer = "binary"
     deadline_s: float | None = None
+    client: str = ""
 
     verb: ClassVar[str] = "decode"
 
@@ -85,16 +88,28 @@ class DecodeRequest:
         """For a Ray handle: numpy view, strings, numbers, None; no class of ours, no torch tensor."""
         return (
             PROTOCOL, self.latents.data, self.latents.dtype, self.latents.shape,
-            (self.scaling.own, self.scaling.factor, self.scaling.shift),
-            self.output.value, self.height, self.width, self.fps, self.hints.to_wire(), self.deadline_s,
+            self.scaling.to_plain(), self.output.value, self.height, self.width, self.fps, self.hints.to_wire(), self.deadline_s,
+            self.client,
         )  # fmt: skip
 
     @classmethod
     def from_plain(cls, plain: tuple[Any, ...]) -> DecodeRequest:
+        """From what `to_plain` gives. Raises BadRequest naming what is wrong, or ProtocolMismatch."""
         check_protocol(plain, "client")
-        _, data, dtype, shape, scaling, output, height, width, fps, hints, deadline_s = plain
-        latents, given = RawTensor(data, dtype, tuple(shape)), Hints.from_plain(hints)
-        return cls(latents, Scaling(*scaling), Output(output), height, width, fps, given, deadline_s=deadline_s)
+        _, data, dtype, shape, scaling, output, height, width, fps, hints, deadline_s, client = read.fields(
+            plain, 12, "request"
+        )
+        return cls(
+            latents=RawTensor(read.array(data, "latents"), read.text(dtype, "dtype"), read.sizes(shape, "shape")),
+            scaling=Scaling.from_plain(scaling),
+            output=read.member(Output)(output, "output_type"),
+            height=read.optional(read.integer, height, "height"),
+            width=read.optional(read.integer, width, "width"),
+            fps=read.optional(read.number, fps, "fps"),
+            hints=Hints.from_plain(hints),
+            deadline_s=read.optional(read.number, deadline_s, "deadline_s"),
+            client=read.text(client, "client"),
+        )
 
     def to_http(self) -> tuple[Query, dict[str, str], bytes | memoryview]:
         """Query, headers and body of the POST."""

@@ -13,6 +13,7 @@ from PIL import Image
 
 from remote_vae.errors import BadRequest
 from remote_vae.protocol import parameters
+from remote_vae.protocol import plain as read
 from remote_vae.protocol.hints import ENCODE_PARAMETERS as HINTS
 from remote_vae.protocol.hints import Hints
 from remote_vae.protocol.messages import Message, Query, Transfer, deadline_headers, to_base64
@@ -77,6 +78,7 @@ class EncodeRequest:
         hints: what the picture and the config do not tell; without a seed.
         body, reply: how tensors are written over HTTP; a handle does not care.
         deadline_s: seconds for which the client waits, from the moment of sending; None where it does not say.
+        client: who asks, of those that share the model's queue; a server says it of what comes by HTTP, a transport by handle.
 
     Raises:
         BadRequest: naming the parameter.
@@ -90,6 +92,7 @@ class EncodeRequest:
     body: Transfer = "binary"
     reply: Transfer = "binary"
     deadline_s: float | None = None
+    client: str = ""
 
     verb: ClassVar[str] = "encode"
 
@@ -126,17 +129,25 @@ class EncodeRequest:
         """For a Ray handle: numpy view, strings, numbers, None; no class of ours, no torch tensor."""
         image = self.image
         pixels = (image.data, image.dtype, image.shape) if isinstance(image, RawTensor) else (image, None, None)
-        scaling = (self.scaling.own, self.scaling.factor, self.scaling.shift)
-        hints = self.hints.to_wire()
-        return (PROTOCOL, *pixels, scaling, self.sample_mode.value, self.seed, hints, self.deadline_s)
+        scaling, hints = self.scaling.to_plain(), self.hints.to_wire()
+        return (PROTOCOL, *pixels, scaling, self.sample_mode.value, self.seed, hints, self.deadline_s, self.client)
 
     @classmethod
     def from_plain(cls, plain: tuple[Any, ...]) -> EncodeRequest:
+        """From what `to_plain` gives. Raises BadRequest naming what is wrong, or ProtocolMismatch."""
         check_protocol(plain, "client")
-        _, data, dtype, shape, scaling, sample_mode, seed, hints, deadline_s = plain
-        image = data if dtype is None else RawTensor(data, dtype, tuple(shape))
-        given = Hints.from_plain(hints)
-        return cls(image, Scaling(*scaling), SampleMode(sample_mode), seed, given, deadline_s=deadline_s)
+        _, data, dtype, shape, scaling, sample_mode, seed, hints, deadline_s, client = read.fields(plain, 10, "request")
+        file = read.array(data, "image")
+        is_file = dtype is None
+        return cls(
+            file if is_file else RawTensor(file, read.text(dtype, "dtype"), read.sizes(shape, "shape")),
+            scaling=Scaling.from_plain(scaling),
+            sample_mode=read.member(SampleMode)(sample_mode, "sample_mode"),
+            seed=read.optional(read.integer, seed, "seed"),
+            hints=Hints.from_plain(hints),
+            deadline_s=read.optional(read.number, deadline_s, "deadline_s"),
+            client=read.text(client, "client"),
+        )
 
     def to_http(self) -> tuple[Query, dict[str, str], bytes | memoryview]:
         """Query, headers and body of the POST to `/<model>/encode`."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, TypedDict, get_args
 
 from remote_vae.errors import BadRequest
 from remote_vae.protocol import parameters
+from remote_vae.protocol import plain as read
 from remote_vae.protocol.messages import Query
 from remote_vae.protocol.parameters import Parameter, Values
 
@@ -153,6 +153,8 @@ class Hints:
     def from_plain(cls, plain: Mapping[str, Any]) -> Hints:
         """From what `to_plain` or `to_wire` gives, or a person wrote. Raises BadRequest naming the parameter; also one that is no
         hint."""
+        if not isinstance(plain, Mapping):
+            raise BadRequest(f"hints are of type {type(plain).__name__}; expected a mapping by name", parameter="hints")
         canonical = parameters.without_aliases(PARAMETERS, plain)
         known = [parameter.name for parameter in PARAMETERS]
         for name in canonical:
@@ -204,22 +206,11 @@ def _checked(parameter: Parameter[Any], value: Any) -> Any:
             return value
         expected = "True or False"
     else:
-        plain = _number(kind, value)
+        plain = read.as_integer(value) if kind == "integer" else read.as_number(value)
         if plain is not None and _is_within(schema, plain):
             return plain
         expected = f"a {'whole ' if kind == 'integer' else ''}number {_bounds(schema)}"
     raise BadRequest(f"{parameter.name} is {value!r:.80}; expected {expected}", parameter=parameter.name)
-
-
-def _number(kind: str, value: Any) -> float | None:
-    """None where it is no finite number; a string and a boolean are none, however they read."""
-    if isinstance(value, (str, bytes, bool)):
-        return None
-    try:
-        number = operator.index(value) if kind == "integer" else float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return number if isinstance(number, int) or math.isfinite(number) else None
 
 
 def _is_within(schema: Mapping[str, Any], number: float) -> bool:

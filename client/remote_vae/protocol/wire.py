@@ -13,10 +13,11 @@ from typing import Any
 
 from remote_vae.errors import BadRequest, ProtocolMismatch
 from remote_vae.protocol import parameters
+from remote_vae.protocol import plain as read
 from remote_vae.protocol.messages import Query
 from remote_vae.protocol.parameters import Values
 
-PROTOCOL = 3
+PROTOCOL = 4
 """Version of the tuples that cross a Ray handle; both sides must have the same."""
 
 SHAPE = parameters.integers("shape", "Sizes of the tensor's axes: repeated keys, a JSON list or a comma list.")
@@ -62,6 +63,19 @@ class Scaling:
         own = do_scaling or own_unless_said
         return cls(own=True) if own and given == cls() else given
 
+    @classmethod
+    def from_plain(cls, plain: Any) -> Scaling:
+        """From what `to_plain` gives. Raises BadRequest."""
+        own, factor, shift = read.fields(plain, 3, "scaling")
+        return cls(
+            read.boolean(own, "do_scaling"),
+            read.optional(read.number, factor, "scaling_factor"),
+            read.optional(read.number, shift, "shift_factor"),
+        )
+
+    def to_plain(self) -> tuple[bool, float | None, float | None]:
+        return self.own, self.factor, self.shift
+
     def to_query(self) -> Query:
         if self.factor is None and self.shift is None:
             return [("do_scaling", str(self.own))]
@@ -72,8 +86,8 @@ class Scaling:
 def check_protocol(plain: Any, peer: str) -> None:
     """Refuse a tuple of another protocol version, whose fields would be misread, with both numbers named."""
     theirs = plain[0] if isinstance(plain, tuple) and plain else None
-    if theirs != PROTOCOL:
+    if read.as_integer(theirs) != PROTOCOL:
         raise ProtocolMismatch(
-            f"This side speaks handle protocol {PROTOCOL}, the {peer} sent {theirs!r}; "
+            f"This side speaks handle protocol {PROTOCOL}, the {peer} sent {theirs!r:.20}; "
             "install the same version of remote-vae on both"
         )

@@ -23,11 +23,11 @@ def filled_in(config: dict[str, Any], source: str) -> dict[str, Any]:
     Raises:
         ModelFailed: its class is no autoencoder of the installed diffusers.
     """
-    name = config.get("_class_name", "")
-    model_class: Any = getattr(diffusers, name, None)
+    name = config.get("_class_name") or ""
+    model_class: Any = getattr(diffusers, name, None) if isinstance(name, str) else None
     if not hasattr(model_class, "decode"):
         raise ModelFailed(
-            f"{source} holds a {name or 'model of no class'}, which is no autoencoder of this diffusers "
+            f"{source} holds a {str(name)[:80] or 'model of no class'}, which is no autoencoder of this diffusers "
             f"({diffusers.__version__}); is `subfolder` right?"
         )
     parameters = inspect.signature(model_class).parameters.values()

@@ -22,6 +22,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from safetensors import safe_open
 
 from remote_vae.errors import ModelFailed
 from remote_vae_serve.config import VAEConfig
@@ -51,11 +52,20 @@ class Weights:
         """The model's config.json. Raises ModelFailed if it is none."""
         try:
             config = json.loads((self.folder / "config.json").read_text())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ModelFailed(f"{self.folder / 'config.json'} cannot be read: {_first_line(error)}") from error
         if not isinstance(config, dict):
             raise ModelFailed(f"{self.folder / 'config.json'} is no configuration of a model")
         return config
+
+    def integers(self) -> dict[str, str]:
+        """The tensors of its safetensors that are stored as integers: dtypes by name. Quantized weights, and counters."""
+        found: dict[str, str] = {}
+        for path in self.folder.glob("*.safetensors"):
+            with safe_open(path, "pt") as file:
+                dtypes = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118  # no mapping
+            found |= {name: dtype for name, dtype in dtypes.items() if dtype[0] in "IUB" and dtype != "BF16"}
+        return found
 
 
 def fetch(config: VAEConfig) -> Weights:
@@ -84,7 +94,8 @@ def _here(config: VAEConfig) -> Weights | None:
 
 def _in_folder(config: VAEConfig, folder: Path) -> Weights:
     inside = folder / (config.subfolder or "")
-    names = [path.name for path in inside.iterdir()] if inside.is_dir() else []
+    # Files alone: a pipe of that name would be waited for, for ever.
+    names = [path.name for path in inside.iterdir() if path.is_file()] if inside.is_dir() else []
     needed_files(config, names, str(inside))
     return Weights(inside, config.revision or "")
 

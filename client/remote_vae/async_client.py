@@ -14,7 +14,7 @@ from remote_vae.protocol.hints import Hints
 from remote_vae.protocol.messages import Transfer
 from remote_vae.transports.endpoint import transport_to
 from remote_vae.transports.handle import HandleTransport
-from remote_vae.transports.retry import DEFAULT_TIMEOUT, RETRIES, RetryPolicy, Timeout
+from remote_vae.transports.retry import DEFAULT_TIMEOUT, RetryPolicy, Timeout
 from remote_vae.transports.transport import IN_FLIGHT
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class AsyncRemoteVAE:
         *,
         timeout: Timeout = DEFAULT_TIMEOUT,
         deadline: float | None = None,
-        retries: int = RETRIES,
+        retries: int | None = None,
         token: str | None = None,
         fallback: Any = None,
         wire_dtype: str | None = None,
@@ -53,7 +53,7 @@ class AsyncRemoteVAE:
 
     @classmethod
     def from_app(cls, name: str, *, timeout: Timeout = DEFAULT_TIMEOUT, deadline: float | None = None,
-                 retries: int = RETRIES, **options: Any) -> AsyncRemoteVAE:  # fmt: skip
+                 retries: int | None = None, **options: Any) -> AsyncRemoteVAE:  # fmt: skip
         """The model that the Ray Serve application `name` of this cluster serves, without HTTP; options as above."""
         return cls(HandleTransport.of_app(name, RetryPolicy(timeout, deadline, retries)), **options)
 

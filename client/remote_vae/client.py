@@ -16,7 +16,7 @@ from remote_vae.protocol.messages import Transfer
 from remote_vae.transports.endpoint import transport_to
 from remote_vae.transports.handle import HandleTransport
 from remote_vae.transports.http import HttpTransport, PerProcess
-from remote_vae.transports.retry import DEFAULT_TIMEOUT, RETRIES, RetryPolicy, Timeout
+from remote_vae.transports.retry import DEFAULT_TIMEOUT, RetryPolicy, Timeout
 from remote_vae.transports.transport import IN_FLIGHT
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def remote_decode(
     fps: float | None = None,
     timeout: Timeout = DEFAULT_TIMEOUT,
     deadline: float | None = None,
-    retries: int = RETRIES,
+    retries: int | None = None,
     token: str | None = None,
     fallback: Any = None,
     wire_dtype: str | None = None,
@@ -98,7 +98,7 @@ def remote_encode(
     seed: int | None = None,
     timeout: Timeout = DEFAULT_TIMEOUT,
     deadline: float | None = None,
-    retries: int = RETRIES,
+    retries: int | None = None,
     token: str | None = None,
     fallback: Any = None,
     wire_dtype: str | None = None,
@@ -125,7 +125,7 @@ def remote_encode(
         )
 
 
-def list_models(server: str, *, timeout: Timeout = DEFAULT_TIMEOUT, retries: int = RETRIES,
+def list_models(server: str, *, timeout: Timeout = DEFAULT_TIMEOUT, retries: int | None = None,
                 token: str | None = None) -> list[dict[str, Any]]:  # fmt: skip
     """What a server (`http://host:8000`) says of each of its models; starts none of them. Raises RemoteVAEError."""
     transport = HttpTransport(server, RetryPolicy(timeout, retries=retries), token=token)
@@ -143,7 +143,8 @@ class RemoteVAE:
         timeout: seconds for one try, or (connect, answer); None waits for ever.
         deadline: seconds for all tries of a call and the pauses between; the server hears of it, and drops what nobody
             waits for.
-        retries: how often a call is tried again where the server is overloaded, starting, or cannot be reached.
+        retries: how often a call is tried again where the server is overloaded, starting, or cannot be reached; None is 3 times
+            or, with a deadline, until it.
         token: of the server, where it asks for one.
         fallback: a local autoencoder of diffusers, which decodes what the server could not; a warning is logged.
         wire_dtype: dtype in which latents and float pixels travel; None for their own.
@@ -156,7 +157,7 @@ class RemoteVAE:
         *,
         timeout: Timeout = DEFAULT_TIMEOUT,
         deadline: float | None = None,
-        retries: int = RETRIES,
+        retries: int | None = None,
         token: str | None = None,
         fallback: Any = None,
         wire_dtype: str | None = None,
@@ -169,7 +170,7 @@ class RemoteVAE:
 
     @classmethod
     def from_app(cls, name: str, *, timeout: Timeout = DEFAULT_TIMEOUT, deadline: float | None = None,
-                 retries: int = RETRIES, **options: Any) -> RemoteVAE:  # fmt: skip
+                 retries: int | None = None, **options: Any) -> RemoteVAE:  # fmt: skip
         """The model that the Ray Serve application `name` of this cluster serves, without HTTP; options as above."""
         return cls(HandleTransport.of_app(name, RetryPolicy(timeout, deadline, retries)), **options)
 

@@ -4,7 +4,7 @@ RemoteVAEError
 ├── BadRequest             400 bad_request             a parameter or the body is wrong; `parameter` names it (a ValueError)
 ├── Unauthorized           401 unauthorized            no token, or a wrong one
 ├── UnknownModel           404 unknown_model           no such model here; the message names those that are
-├── UnknownRoute           404 unknown_route           no such path
+├── UnknownRoute           404 unknown_route           no such path; with a `retry_after`, perhaps not yet
 ├── WrongMethod            405 wrong_method            GET where POST is meant, or the other way round
 ├── BodyTooLarge           413 body_too_large          the body is over the server's limit
 ├── UnknownContentType     415 unknown_content_type    the Content-Type is none of the protocol's
@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import json
 import math
+import traceback
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -150,8 +151,23 @@ SENT: tuple[type[RemoteVAEError], ...] = (
     BadRequest, Unauthorized, UnknownModel, UnknownRoute, WrongMethod, BodyTooLarge, UnknownContentType, InternalError,
     ProtocolMismatch, Unavailable, Overloaded, ModelStarting, ModelFailed, DeadlineExceeded,
 )  # fmt: skip
+COMING_UP_S = 1.0
+"""Retry-After of a 404 of Serve's own proxy, which for a moment after its start knows no route."""
 _BY_CODE = {error.code: error for error in SENT}
 _BY_STATUS = {error.status: error for error in reversed(SENT)} | {408: DeadlineExceeded, 429: Overloaded}  # Serve's own
+
+
+def let_go_of_frames(error: BaseException) -> None:
+    """Empty the finished frames of an error and of those that led to it. They hold requests and tensors; where they hold a task
+    too, and with it the error itself, all of that would wait for the garbage collector."""
+    seen: list[BaseException] = []
+    left: list[BaseException | None] = [error]
+    while left:
+        one = left.pop()
+        if one is not None and not any(one is known for known in seen):
+            seen.append(one)
+            traceback.clear_frames(one.__traceback__)
+            left += [one.__cause__, one.__context__]
 
 
 def render(error: RemoteVAEError) -> tuple[int, dict[str, str], bytes]:
@@ -179,12 +195,15 @@ def parse(status: int, headers: Mapping[str, str], body: bytes) -> RemoteVAEErro
         fields, code = {}, ""
         message = f"The server answered {status} and no error of this protocol: {text or 'an empty body'}"
     kind = _BY_CODE.get(code) or _BY_STATUS.get(status) or (BadRequest if 400 <= status < 500 else InternalError)
-    if status == 404 and not fields and b"/-/routes" in body:  # Serve's: no application of ours is there to name models
-        kind = UnknownRoute
+    retry_after = _seconds(headers.get("retry-after", ""))
+    if (
+        status == 404 and not fields and b"/-/routes" in body
+    ):  # Serve's: no application of ours is there yet to name models
+        kind, retry_after = UnknownRoute, retry_after or COMING_UP_S
     return kind(
         message,
         parameter=fields.get("parameter"),
-        retry_after=_seconds(headers.get("retry-after", "")),
+        retry_after=retry_after,
         request_id=fields.get("request_id") or headers.get("x-request-id"),
     )
 

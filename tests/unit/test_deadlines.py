@@ -39,7 +39,7 @@ def deadlines(server: ScriptedServer) -> list[int]:
 def test_each_try_tells_the_server_what_is_left_and_never_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("remote_vae.transports.retry.FIRST_PAUSE_S", 0.08)
     with in_turn(saying(503)) as server, pytest.raises(Unavailable):
-        decode(server.url, deadline=4, timeout=60)
+        decode(server.url, deadline=4, timeout=60, retries=3)
     told = deadlines(server)
     assert len(told) == 4
     assert 3000 < told[0] <= 4000

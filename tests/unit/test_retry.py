@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from dataclasses import FrozenInstanceError
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ from remote_vae.protocol.request import Request
 from remote_vae.protocol.result import Result
 from remote_vae.protocol.tensors import from_array
 from remote_vae.transports import retry, transport
-from remote_vae.transports.retry import FIRST_PAUSE_S, LONGEST_PAUSE_S, LONGEST_WAIT_S, RetryPolicy, RetryState
+from remote_vae.transports.retry import FIRST_PAUSE_S, LONGEST_BACKOFF_S, LONGEST_WAIT_S, RetryPolicy, RetryState
 from remote_vae.transports.transport import Transport
 
 REQUEST = DecodeRequest(from_array(np.zeros((1, 4, 2, 2), np.float32)))
@@ -27,8 +28,10 @@ RESULT = Result("image/png", np.zeros(3, np.uint8))
 MENDABLE = [
     errors.Unavailable, errors.Overloaded, errors.ModelStarting, errors.ConnectionFailed, errors.ConnectionLost,
 ]  # fmt: skip
+BY_A_DEADLINE = [errors.TimedOut, errors.DeadlineExceeded]
 FINAL = sorted(
-    {*errors.SENT, errors.TimedOut, errors.BrokenReply, errors.BlockingCall} - set(MENDABLE), key=lambda kind: kind.code
+    {*errors.SENT, *BY_A_DEADLINE, errors.BrokenReply, errors.BlockingCall} - {*MENDABLE, errors.UnknownRoute},
+    key=lambda kind: kind.code,
 )
 
 
@@ -94,13 +97,13 @@ def pauses(state: RetryState, clock: Clock, *failures: RemoteVAEError) -> list[f
 
 
 def test_each_pause_is_twice_as_long_as_the_last(clock: Clock) -> None:
-    state = RetryState(RetryPolicy(retries=6))
-    assert pauses(state, clock, *[Overloaded("Full.")] * 6) == [FIRST_PAUSE_S * 2**n for n in range(6)]
+    state = RetryState(RetryPolicy(retries=5))
+    assert pauses(state, clock, *[Overloaded("Full.")] * 5) == [FIRST_PAUSE_S * 2**n for n in range(5)]
 
 
 def test_a_pause_stops_growing(clock: Clock) -> None:
     made = pauses(RetryState(RetryPolicy(retries=5000)), clock, *[Overloaded("Full.")] * 2000)
-    assert max(made) == made[-1] == LONGEST_PAUSE_S
+    assert max(made) == made[-1] == LONGEST_BACKOFF_S
     assert made == sorted(made)
 
 
@@ -149,7 +152,7 @@ def test_what_time_may_mend_is_tried_again(clock: Clock, kind: type[RemoteVAEErr
     assert clock.slept == [FIRST_PAUSE_S, 2 * FIRST_PAUSE_S]
 
 
-@pytest.mark.parametrize("kind", FINAL)
+@pytest.mark.parametrize("kind", [*FINAL, *BY_A_DEADLINE])
 def test_what_time_does_not_mend_is_raised_at_once(clock: Clock, kind: type[RemoteVAEError]) -> None:
     error = kind("No.", retry_after=1)
     transport = Scripted(clock, RetryPolicy(retries=5), error)
@@ -157,6 +160,39 @@ def test_what_time_does_not_mend_is_raised_at_once(clock: Clock, kind: type[Remo
         transport.send_one(REQUEST)
     assert caught.value is error
     assert clock.slept == []
+
+
+@pytest.mark.parametrize("kind", BY_A_DEADLINE)
+def test_a_try_that_took_its_time_out_is_tried_again_where_the_call_has_longer(
+    clock: Clock, kind: type[RemoteVAEError]
+) -> None:
+    transport = Scripted(clock, RetryPolicy(timeout=4, deadline=60), kind("Silence."), kind("Silence."), takes_s=4)
+    assert transport.send_one(REQUEST) is RESULT
+    assert transport.granted == [4, 4, 4]
+
+
+def test_with_a_deadline_it_is_tried_until_then_and_never_long_after_the_server_is_back(clock: Clock) -> None:
+    """A proxy that died is away for half a minute; three retries are over after four seconds."""
+    transport = Scripted(clock, RetryPolicy(deadline=60), *[ConnectionFailed("Nobody.")] * 1000)
+    with pytest.raises(ConnectionFailed):
+        transport.send_one(REQUEST)
+    assert 60 - 1.25 * LONGEST_BACKOFF_S < sum(clock.slept) < 60
+    clock.slept.clear()
+    with pytest.raises(ConnectionFailed):
+        Scripted(clock, RetryPolicy(deadline=60, retries=2), *[ConnectionFailed("Nobody.")] * 9).send_one(REQUEST)
+    assert len(clock.slept) == 2  # who says a number gets it
+
+
+def test_a_proxy_that_is_coming_up_knows_no_route_yet(clock: Clock) -> None:
+    texts = (
+        b"Path '/sd' not found. Please ping http://.../-/routes for available routes.",
+        json.dumps({"error": "Nothing is served", "code": "unknown_route", "request_id": "1"}).encode(),
+    )
+    for text, headers in zip(texts, ({}, {"retry-after": "2"}), strict=True):
+        error = errors.parse(404, headers, text)
+        assert Scripted(clock, RetryPolicy(), error).send_one(REQUEST) is RESULT
+    with pytest.raises(errors.UnknownRoute):  # what an app of ours says is so
+        Scripted(clock, RetryPolicy(), errors.parse(404, {}, texts[1])).send_one(REQUEST)
 
 
 def test_a_failed_model_is_unavailable_and_yet_not_tried_again() -> None:
@@ -266,7 +302,7 @@ def test_the_argument_at_fault_is_named_where_the_other_has_the_same_value() -> 
         RetryPolicy(timeout=0, deadline=None)
 
 
-@pytest.mark.parametrize("retries", [-1, 1.0, "3", None, True])
+@pytest.mark.parametrize("retries", [-1, 1.0, "3", True])
 def test_retries_that_are_no_count_are_refused(retries: Any) -> None:
     with pytest.raises(BadRequest, match="retries is") as caught:
         RetryPolicy(retries=retries)

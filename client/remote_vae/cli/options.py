@@ -41,14 +41,15 @@ def together(*options: Decorator[Any]) -> Decorator[Any]:
     return decorate
 
 
-def connection(retries: int = RETRIES) -> Decorator[Any]:
+def connection(retries: int | None = None) -> Decorator[Any]:
     """Those of every command that asks a server; `transport` takes them."""
     return together(
         click.option("--token", envvar=TOKEN, show_envvar=True, help="Of the server, where it asks for one."),
         click.option("--timeout", type=_POSITIVE, help="Seconds for one try.  [default: 10 to connect, 300 to answer]"),
         click.option("--deadline", type=_POSITIVE, help="Seconds for all tries of one request.  [default: none]"),
-        click.option("--retries", type=click.IntRange(min=0), default=retries, show_default=True,
-                     help="Tries after the first, where the server is busy or away."),
+        click.option("--retries", type=click.IntRange(min=0), default=retries,
+                     help="Tries after the first, where the server is busy or away.  "
+                     + (f"[default: {RETRIES}; with a deadline, until it]" if retries is None else f"[default: {retries}]")),
         click.option("--json", "as_json", is_flag=True, help="One JSON document on standard output, errors included."),
     )  # fmt: skip
 
@@ -137,7 +138,12 @@ def endpoint_and_files(arguments: Sequence[str], suffixes: tuple[str, ...]) -> t
 
 
 def transport(
-    endpoint: str, connections: int, token: str | None, timeout: float | None, deadline: float | None, retries: int
+    endpoint: str,
+    connections: int,
+    token: str | None,
+    timeout: float | None,
+    deadline: float | None,
+    retries: int | None,
 ) -> HttpTransport:
     """What the options of `connection` ask for. Raises BadRequest."""
     retry_policy = RetryPolicy(DEFAULT_TIMEOUT if timeout is None else timeout, deadline, retries)

@@ -3,6 +3,7 @@ those of one call."""
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from dataclasses import dataclass
@@ -11,10 +12,12 @@ from remote_vae.errors import (
     BadRequest,
     ConnectionFailed,
     ConnectionLost,
+    DeadlineExceeded,
     ModelFailed,
     RemoteVAEError,
     TimedOut,
     Unavailable,
+    UnknownRoute,
     UntrustedCertificate,
 )
 
@@ -24,12 +27,16 @@ Timeout = float | tuple[float | None, float | None] | None
 DEFAULT_TIMEOUT: Timeout = (10.0, 300.0)  # a cold model loads its weights before it answers
 RETRIES = 3
 FIRST_PAUSE_S = 0.5
+LONGEST_BACKOFF_S = 8.0
+"""Where the server asks for nothing: it may be back at any moment, however long it has been away."""
 LONGEST_PAUSE_S = 300.0
 """A server that asks for more is not waited for."""
 LONGEST_WAIT_S = 10**6
 """A socket's time-out holds no more than 2**31 milliseconds."""
 WORTH_ANOTHER = (Unavailable, ConnectionFailed, ConnectionLost)
 """Errors that time may mend; a decode sent twice does no harm."""
+WORTH_ANOTHER_BY_A_DEADLINE = (TimedOut, DeadlineExceeded)
+"""Where one try takes its time-out, and the call has longer: a node that has fallen silent says nothing, another may answer."""
 NOT_WORTH_ANOTHER = (ModelFailed, UntrustedCertificate)
 """Those of them that it will not."""
 
@@ -41,7 +48,8 @@ class RetryPolicy:
     Attributes:
         timeout: seconds for one try.
         deadline: seconds for all of them and the pauses between; None for no such limit.
-        retries: how often to try again where the server is busy or cannot be reached.
+        retries: how often to try again where the server is busy or cannot be reached; None for `RETRIES` times or, where there is
+            a deadline, until it.
 
     Raises:
         BadRequest: naming the argument.
@@ -49,7 +57,7 @@ class RetryPolicy:
 
     timeout: Timeout = DEFAULT_TIMEOUT
     deadline: float | None = None
-    retries: int = RETRIES
+    retries: int | None = None
 
     def __post_init__(self) -> None:
         for name, value, parts in (
@@ -62,8 +70,18 @@ class RetryPolicy:
                     "or None",
                     parameter=name,
                 )
-        if isinstance(self.retries, bool) or not isinstance(self.retries, int) or self.retries < 0:
-            raise BadRequest(f"retries is {self.retries!r}; expected a whole number, 0 or more", parameter="retries")
+        retries = self.retries
+        if retries is not None and (isinstance(retries, bool) or not isinstance(retries, int) or retries < 0):
+            raise BadRequest(
+                f"retries is {retries!r}; expected a whole number, 0 or more, or None", parameter="retries"
+            )
+
+    @property
+    def most_retries(self) -> float:
+        """How often to try again at most; infinite where only the deadline ends it."""
+        if self.retries is not None:
+            return self.retries
+        return RETRIES if self.deadline is None else math.inf
 
     @property
     def _parts(self) -> tuple[float | None, ...]:
@@ -117,13 +135,17 @@ class RetryState:
         it so that clients do not come back all at once. Raises the error where no other try is worth it."""
         self._failed += 1
         asked = error.retry_after or 0.0
-        mendable = (
-            isinstance(error, WORTH_ANOTHER) and not isinstance(error, NOT_WORTH_ANOTHER) and asked <= LONGEST_PAUSE_S
-        )
-        if not mendable or self._failed > self._policy.retries:
+        if not self._is_worth_another(error) or asked > LONGEST_PAUSE_S or self._failed > self._policy.most_retries:
             raise error
-        backoff = min(FIRST_PAUSE_S * 2.0 ** min(self._failed - 1, 32), LONGEST_PAUSE_S)
+        backoff = min(FIRST_PAUSE_S * 2.0 ** min(self._failed - 1, 32), LONGEST_BACKOFF_S)
         pause = max(asked, backoff) * random.uniform(1.0, 1.25)
         if self._give_up is not None and time.monotonic() + pause >= self._give_up:
             raise error
         return pause
+
+    def _is_worth_another(self, error: RemoteVAEError) -> bool:
+        if isinstance(error, UnknownRoute):  # a proxy that is coming up knows no route yet, and says when it will
+            return error.retry_after is not None
+        if isinstance(error, WORTH_ANOTHER_BY_A_DEADLINE):
+            return self._give_up is not None
+        return isinstance(error, WORTH_ANOTHER) and not isinstance(error, NOT_WORTH_ANOTHER)

@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -32,12 +33,19 @@ from remote_vae_serve.engine.base import Decoded, Engine
 from remote_vae_serve.engine.fake import FakeEngine
 from remote_vae_serve.engine.tiling import TilingPlan
 from remote_vae_serve.families.layouts import NO_HINTS, RequestHints
-from remote_vae_serve.http.app import create_app, create_model_app
-from remote_vae_serve.replica.device_worker import Job
+from remote_vae_serve.http import bodies as http_bodies
+from remote_vae_serve.http.app import MAX_BODIES, create_app, create_model_app
+from remote_vae_serve.replica.device_job import Job
 from remote_vae_serve.replica.pipeline import Pipeline
 from served import served
 
 MAX_BODY = 2**26
+
+
+class Body(bytearray):
+    """One that a weak reference can be held of."""
+
+
 DOORS = ("ingress", "direct")
 
 
@@ -54,6 +62,7 @@ class House:
         self.url = self.path = ""
         self.jobs: list[weakref.ref[Job]] = []
         self.futures: list[Future[Any]] = []
+        self.bodies: list[weakref.ref[Body]] = []
         self._temporary = temporary
         self._loop: asyncio.AbstractEventLoop | None = None
         self._device = self.pipeline._worker
@@ -67,6 +76,12 @@ class House:
         self.jobs.append(weakref.ref(job))
         self.futures.append(job.done)
         self._submit(job)
+
+    def new_body(self) -> Body:
+        """What the server reads a body into."""
+        body = Body()
+        self.bodies.append(weakref.ref(body))
+        return body
 
     @property
     def waiting(self) -> int:
@@ -94,6 +109,7 @@ class House:
             "a job that runs": self._device._running is not None,
             "work for the pools": sum(pool._work_queue.qsize() for pool in pools),
             "futures": sum(not future.done() for future in self.futures),
+            "bodies": sum(body() is not None for body in self.bodies),
             "jobs, and with them latents and pixels": sum(job() is not None for job in self.jobs),
             "tasks": max(0, self._running_tasks() - self._tasks),
             "memory files": sum("memfd:" in name for name in open_files()),
@@ -117,20 +133,23 @@ def house(
     temporary: Path,
     door: str = "ingress",
     deadline_s: float = WAIT_S,
+    max_bodies: int = MAX_BODIES,
     first: tuple[torch.Tensor | None, Output] = (None, Output.JPEG),
 ) -> Iterator[House]:
     """A server that has answered its first request; at the end no thread of it is left."""
     threads = set(threading.enumerate())
     there = House(engine, temporary)
     models = InProcess(model=there.pipeline.answer)
-    make = create_app if door == "ingress" else lambda *arguments: create_model_app("model", *arguments)
+    make = create_app if door == "ingress" else partial(create_model_app, "model")
+    setattr(http_bodies, "bytearray", there.new_body)  # noqa: B010  # a builtin's name, in that module alone
     try:
-        with served(make(models, MAX_BODY, deadline_s)) as url:
+        with served(make(models, MAX_BODY, deadline_s, max_bodies=max_bodies)) as url:
             there.url, there.path = url, "/model" if door == "ingress" else "/"
             there.warm_up(*first)
             yield there
     finally:
         there.pipeline.close()
+        delattr(http_bodies, "bytearray")
     until(lambda: set(threading.enumerate()) <= threads, lambda: set(threading.enumerate()) - threads)
 
 

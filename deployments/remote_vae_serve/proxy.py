@@ -43,9 +43,10 @@ def behind_tokens(app: ASGIApp) -> ASGIApp:
     return Tokens(app, settings)
 
 
-def haproxy_errors() -> list[str]:
-    """What HAProxy says on its own account (its 502, 503 and 504), as lines of a `defaults` section of its configuration."""
-    lines = ["unique-id-format %[uuid]"]
+def haproxy_lines() -> list[str]:
+    """Lines of a `defaults` section of HAProxy's configuration: it says who asked (X-Forwarded-For), and what it says on its own
+    account (502, 503 and 504) is the contract's JSON."""
+    lines = ["option forwardfor", "unique-id-format %[uuid]"]
     for status, error in (
         (502, Unavailable(BROKE_OFF, retry_after=RETRY_S)),
         (503, Unavailable("The service cannot answer at the moment; try again", retry_after=RETRY_S)),

@@ -190,8 +190,8 @@ def test_a_websocket_that_is_accepted_is_left_alone(wrap: Any) -> None:
 
 
 def test_what_haproxy_says_is_the_contracts_json_and_fits_its_configuration() -> None:
-    first, *lines = proxy.haproxy_errors()
-    assert first == "unique-id-format %[uuid]"
+    forwarded, numbered, *lines = proxy.haproxy_lines()
+    assert (forwarded, numbered) == ("option forwardfor", "unique-id-format %[uuid]")
     kinds = {502: errors.Unavailable, 503: errors.Unavailable, 504: errors.DeadlineExceeded}
     for line, (status, kind) in zip(lines, kinds.items(), strict=True):
         head, body, end = line.split("'")
@@ -206,7 +206,7 @@ def test_what_haproxy_says_is_the_contracts_json_and_fits_its_configuration() ->
 
 
 TEXTS = [
-    (404, "Path '/x' not found. Ping http://.../-/routes for available routes.", 404, "unknown_route", None),
+    (404, "Path '/x' not found. Ping http://.../-/routes for available routes.", 404, "unknown_route", "2"),
     (408, "Request 1 timed out after 3s.", 504, "deadline_exceeded", None),
     (429, "Request dropped due to backpressure", 503, "overloaded", "2"),
     (503, "Request dropped due to backpressure", 503, "overloaded", "2"),
@@ -271,6 +271,30 @@ def test_every_other_answer_passes_as_it_is(wrap: Any, response: Response) -> No
     answer = TestClient(wrap(response)).post("/sd")
     assert (answer.status_code, answer.content) == (response.status_code, response.body)
     assert {name: answer.headers[name] for name in response.headers} == dict(response.headers)
+
+
+def test_headers_that_are_no_utf8_do_not_reach_serve_which_fails_on_them(wrap: Any) -> None:
+    seen: list[tuple[bytes, bytes]] = []
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.extend(scope["headers"])
+        await Response("{}", media_type="application/json")(scope, receive, send)
+
+    kept = [(b"host", b"x"), (b"user-agent", "Zo\u00eb".encode())]
+    broken = [(b"x-request-id", b"\xff\xfe"), (b"x-\xe9", b"1"), (b"x-request-timeout-seconds", b"\xc3")]
+    scope = {"type": "http", "method": "GET", "path": "/", "root_path": "", "headers": [*kept, *broken]}
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b""}
+
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    asyncio.run(wrap(serve)(scope, receive, send))
+    assert seen == kept
+    assert sent[0]["status"] == 200
 
 
 def test_serves_own_paths_keep_their_text(wrap: Any) -> None:

@@ -10,7 +10,8 @@ import asyncio
 import logging
 import re
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -24,18 +25,19 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from remote_vae import errors
 from remote_vae.errors import (
-    BodyTooLarge,
     DeadlineExceeded,
     InternalError,
     RemoteVAEError,
     UnknownRoute,
     WrongMethod,
 )
-from remote_vae.protocol.messages import DEADLINE_HEADER, deadline_of
+from remote_vae.protocol.messages import DEADLINE_HEADER, Transfer, deadline_of
 from remote_vae.protocol.model_description import ModelDescription
 from remote_vae.protocol.request import Request as VAERequest
 from remote_vae.protocol.request import Verb, read_request
 from remote_vae.protocol.result import Result
+from remote_vae_serve.http.bodies import Bodies
+from remote_vae_serve.http.client_identity import LOOPBACK, ClientIdentity
 from remote_vae_serve.http.openapi import document
 from remote_vae_serve.http.responses import reply
 
@@ -46,6 +48,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 EVERY = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 RESERVED = frozenset({"health", "models", "openapi.json"})
 """Names that are paths of this app, so that no model can have them."""
+MAX_BODIES = 2**30
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -56,14 +59,16 @@ Answerer = Callable[[VAERequest], Awaitable[Result]]
 class Models(Protocol):
     """The models that this app serves."""
 
-    def find(self, name: str) -> Answerer:
-        """The model of that name. Raises UnknownModel, or Unavailable where it exists and cannot answer."""
+    def place(self, name: str, client: str) -> AbstractContextManager[Answerer]:
+        """The model of that name, and a place in its queue for a request of that client, for as long as the block lasts.
+
+        Raises UnknownModel, or Unavailable where it exists and cannot answer; Overloaded where there is no place."""
 
     def describe(self, name: str) -> ModelDescription:
         """What is known of it, without waking it. Raises UnknownModel."""
 
     async def wake(self, name: str) -> ModelDescription:
-        """What a replica of it says, started where there is none. Raises what `find` does."""
+        """What a replica of it says, started where there is none. Raises what `place` does."""
 
     def names(self) -> list[str]:
         """All names, sorted."""
@@ -75,6 +80,8 @@ def create_app(
     deadline_s: float,
     hosts: Mapping[str, str] = MappingProxyType({}),
     has_connections: bool = False,
+    max_bodies: int = MAX_BODIES,
+    trusted_proxies: Sequence[str] = LOOPBACK,
 ) -> Starlette:
     """The app.
 
@@ -83,8 +90,10 @@ def create_app(
         deadline_s: seconds after which a request is answered with a 504; sooner where its client says so.
         hosts: Host name, without port, to model: what a POST to `/` means.
         has_connections: whether they are this process's own, or Serve's proxy has them.
+        max_bodies: bytes of all bodies that are held at once.
+        trusted_proxies: networks whose X-Forwarded-For says who asks.
     """
-    to = Endpoints(models, max_body, deadline_s, hosts=hosts, has_connections=has_connections)
+    to = Endpoints(models, Bodies(max_body, max_bodies), deadline_s, hosts, "", has_connections, trusted_proxies)
     return _app(
         to,
         Route("/", to.guarded(to.by_host), methods=EVERY),
@@ -99,10 +108,16 @@ def create_app(
 
 
 def create_model_app(
-    name: str, models: Models, max_body: int, deadline_s: float, has_connections: bool = False
+    name: str,
+    models: Models,
+    max_body: int,
+    deadline_s: float,
+    has_connections: bool = False,
+    max_bodies: int = MAX_BODIES,
+    trusted_proxies: Sequence[str] = LOOPBACK,
 ) -> ASGIApp:
     """The same for the model `name` alone, to be hung at its own path: the direct door."""
-    to = Endpoints(models, max_body, deadline_s, only=name, has_connections=has_connections)
+    to = Endpoints(models, Bodies(max_body, max_bodies), deadline_s, {}, name, has_connections, trusted_proxies)
     app = _app(
         to,
         Route("/", to.guarded(to.model), methods=["GET", "POST"]),  # first: routes are tried in turn
@@ -136,16 +151,18 @@ class Endpoints:
     def __init__(
         self,
         models: Models,
-        max_body: int,
+        bodies: Bodies,
         deadline_s: float,
-        hosts: Mapping[str, str] = MappingProxyType({}),
-        only: str = "",
-        has_connections: bool = False,
+        hosts: Mapping[str, str],
+        only: str,
+        has_connections: bool,
+        trusted_proxies: Sequence[str],
     ) -> None:
+        self._identity = ClientIdentity(trusted_proxies)
         self._has_connections = has_connections
         self._models = models
         self._only = only
-        self._max_body = max_body
+        self._bodies = bodies
         self._deadline_s = deadline_s
         self._hosts = {host.lower(): name for host, name in hosts.items()}
 
@@ -194,18 +211,21 @@ class Endpoints:
 
     async def _answer(self, request: Request, name: str, verb: Verb | None) -> Response:
         """Read the request, have the model answer it, write its result."""
-        model = self._models.find(name)  # before the body: an unknown model is not worth reading it
-        request.state.model = name
         now = asyncio.get_running_loop().time
-        give_up = now() + min(deadline_of(request.headers) or self._deadline_s, self._deadline_s)
+        began = now()
+        client = self._identity.of(request)
 
-        async def read_and_answer() -> tuple[VAERequest, Result]:
-            body = await _read(request, self._max_body)
-            read = read_request(verb, _query(request), _headers(request), body)
-            return read, await _unless_gone(request, model(replace(read, deadline_s=max(give_up - now(), 0.001))))
+        async def read_and_answer(model: Answerer) -> tuple[Transfer, Result]:
+            async with self._bodies.read(request, client) as body:
+                read = read_request(verb, _query(request), _headers(request), body)
+                told = replace(read, deadline_s=max(give_up - now(), 0.001), client=client)
+                return read.reply, await _unless_gone(request, model(told))
 
-        read, result = await asyncio.wait_for(read_and_answer(), give_up - now())
-        headers, body = result.to_http(read.reply)
+        with self._models.place(name, client) as model:  # before the body: what is refused is not worth reading it
+            request.state.model = name
+            give_up = began + min(deadline_of(request.headers) or self._deadline_s, self._deadline_s)
+            transfer, result = await asyncio.wait_for(read_and_answer(model), give_up - now())
+        headers, body = result.to_http(transfer)
         return reply(headers, memoryview(body), self._has_connections)
 
     def _name(self, request: Request) -> str:
@@ -227,7 +247,7 @@ class Endpoints:
             sent = request.headers.get("x-request-id", "")
             request_id = sent if _REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
             try:
-                response = await endpoint(request)
+                response = await _letting_go(endpoint, request)
             except ClientDisconnect:
                 return Response(status_code=499)  # nobody reads it
             except DeadlineExceeded as error:
@@ -251,8 +271,19 @@ class Endpoints:
         return run
 
 
+async def _letting_go(endpoint: Endpoint, request: Request) -> Response:
+    """What the endpoint answers. What it raises holds frames, one of them a task that holds the error: with the body in them
+    they would wait for the garbage collector."""
+    try:
+        return await endpoint(request)
+    except BaseException as error:
+        errors.let_go_of_frames(error)
+        raise
+
+
 def _path(request: Request) -> str:
-    return (request.url.path.rstrip("/") or "/")[:200]
+    path: str = request.scope["path"]  # `request.url` reads the query too, which may be no UTF-8
+    return (path.rstrip("/") or "/")[:200]
 
 
 def _too_late(request: Request, deadline_s: float) -> str:
@@ -276,21 +307,6 @@ def _query(request: Request) -> list[tuple[str, str]]:
 def _headers(request: Request) -> dict[str, str]:
     """By lower-case name; of several the first. `dict(request.headers)` would look each name up in all of them."""
     return dict(reversed(request.headers.items()))
-
-
-async def _read(request: Request, max_body: int) -> bytearray:
-    """The whole body, read no further than the limit."""
-    limit = f"{max_body} bytes ({max_body / 2**20:g} MiB: max_body_mib)"
-    too_large = BodyTooLarge(f"The body is over the server's limit of {limit}", parameter="body")
-    announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and (len(announced) > 18 or int(announced) > max_body):
-        raise too_large
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > max_body:
-            raise too_large
-    return body
 
 
 async def _unless_gone(request: Request, answer: Awaitable[Result]) -> Result:

@@ -39,6 +39,7 @@ class JSONErrors:
         if scope["type"] != "http" or path_of(scope).startswith("/-/"):
             await self._app(scope, receive, send)
             return
+        scope = _readable(scope)
         started = False
         held: Message | None = None  # the start of a text answer, until its first words have come
         replaced = False
@@ -70,6 +71,21 @@ class JSONErrors:
             await answer(Unavailable(BROKE_OFF, retry_after=RETRY_S), scope, send)
 
 
+def _readable(scope: Scope) -> Scope:
+    """Without headers that are no UTF-8: Serve reads all of them as such, and its 500 would be for somebody else's fault."""
+    if all(name.isascii() and value.isascii() for name, value in scope["headers"]):
+        return scope
+    return {**scope, "headers": [header for header in scope["headers"] if all(map(_is_utf8, header))]}
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def _handshake(scope: Scope, send: Send) -> Send:
     """What the app says to a WebSocket, its refusal (a 403 without a word) as the contract's JSON."""
     answered = False
@@ -94,7 +110,8 @@ def _translate(status: int, text: bytes, path: str) -> RemoteVAEError:
     """The error that a text answer of Serve's stands for. Its words are not passed on: they may show the inside."""
     if status == 404:
         return UnknownRoute(
-            f"Nothing is served at {path[:80]!r}: no such route, or the service is still being deployed"
+            f"Nothing is served at {path[:80]!r}: no such route, or the service is still being deployed",
+            retry_after=RETRY_S,
         )
     if status == 408:
         return DeadlineExceeded("No result within the server's request time-out")

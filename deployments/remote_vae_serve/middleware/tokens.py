@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import hmac
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from remote_vae.errors import Unauthorized
+from remote_vae_serve.http.client_identity import CLIENT
 from remote_vae_serve.middleware.refusal import can_refuse, path_of, refuse
 from remote_vae_serve.middleware.settings import Settings
 
@@ -27,8 +29,10 @@ class Tokens:
         self._tokens = [token.encode() for token in settings.tokens]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or self._is_open(scope) or self._is_known(Headers(scope=scope)):
+        if scope["type"] == "lifespan" or self._is_open(scope):
             await self._app(scope, receive, send)
+        elif (token := self._shown(Headers(scope=scope))) is not None:
+            await self._app({**scope, CLIENT: _name(token)}, receive, send)
         elif scope["type"] == "websocket" and not can_refuse(scope):
             await send({"type": "websocket.close", "code": 1008})
         else:
@@ -44,15 +48,21 @@ class Tokens:
     def _is_open(scope: Scope) -> bool:
         return scope["type"] == "http" and scope["method"] in ("GET", "HEAD") and path_of(scope) in OPEN
 
-    def _is_known(self, headers: Headers) -> bool:
+    def _shown(self, headers: Headers) -> bytes | None:
+        """The token that was sent, where it is one of this server's."""
         scheme, _, credentials = headers.get("authorization", "").partition(" ")
         sent = credentials.strip().encode("latin-1")
         if scheme.lower() == "basic":
             try:
                 sent = base64.b64decode(sent, validate=True).partition(b":")[2]
             except binascii.Error:
-                return False
+                return None
         elif scheme.lower() != "bearer":
-            return False
+            return None
         # Every token is compared, each in constant time: how long it takes says nothing of them.
-        return sum(hmac.compare_digest(sent, token) for token in self._tokens) > 0
+        return sent if sum(hmac.compare_digest(sent, token) for token in self._tokens) > 0 else None
+
+
+def _name(token: bytes) -> str:
+    """What the token's holder is told apart by, in every process alike, and the token cannot be found from."""
+    return hashlib.blake2b(token, digest_size=16, person=b"remote-vae").hexdigest()

@@ -20,7 +20,7 @@ from remote_vae.protocol.result import Result
 from remote_vae.protocol.tensors import from_array, to_torch
 from remote_vae_serve.engine.memory.estimate import LiveBytes
 from remote_vae_serve.http.app import create_app
-from remote_vae_serve.replica.device_worker import Job
+from remote_vae_serve.replica.device_job import Job
 
 
 class OneModel:

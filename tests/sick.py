@@ -27,7 +27,8 @@ from remote_vae_serve.engine.tiling import UNTILED, TilingPlan
 from remote_vae_serve.families.layouts import NO_HINTS, RequestHints
 from remote_vae_serve.http.app import create_app
 from remote_vae_serve.replica import replica
-from remote_vae_serve.replica.device_worker import DeviceWorker, Job
+from remote_vae_serve.replica.device_job import Job
+from remote_vae_serve.replica.device_worker import DeviceWorker
 from remote_vae_serve.replica.health import EDGE
 from remote_vae_serve.replica.pipeline import Pipeline
 from remote_vae_serve.replica.replica import VAE
@@ -103,7 +104,7 @@ def engine() -> Sick:
 
 @pytest.fixture
 def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Engine], Replica]]:
-    monkeypatch.setattr(serve, "get_replica_context", lambda: SimpleNamespace(app_name="model"))
+    monkeypatch.setattr(serve, "get_replica_context", lambda: SimpleNamespace(app_name="model", replica_tag="model"))
     monkeypatch.setattr("ray.get_gpu_ids", list)
     made: list[Replica] = []
 

@@ -11,7 +11,7 @@ import ray
 from ray import serve
 from ray.serve import Application
 
-from remote_vae_serve.config import IngressConfig, VAEConfig
+from remote_vae_serve.config import ASIDE, IngressConfig, VAEConfig
 from remote_vae_serve.engine.memory import malloc_cache
 from remote_vae_serve.ingress.ingress import Ingress
 from remote_vae_serve.replica.replica import VAE, describe_arguments
@@ -21,6 +21,11 @@ logger = logging.getLogger("ray.serve")
 HEALTH_CHECK_PERIOD_S = 2.0
 """Serve replaces a replica after three failed checks. At its own ten seconds that is half a minute of 503s, longer than a client
 with the usual three retries waits; a check here takes less than a millisecond."""
+QUEUED = 64
+"""Requests that wait for a model's first replica, of each process that sends any."""
+SHUTDOWN_S = 10.0
+"""A replica that is to go has the time-out of its door for the requests it has begun, and this on top. At Serve's own 20 seconds
+a video is cut. One that answers nothing goes at once."""
 
 
 def ingress(args: IngressConfig) -> Application:
@@ -30,6 +35,7 @@ def ingress(args: IngressConfig) -> Application:
         name="Ingress",
         ray_actor_options={"num_cpus": args.num_cpus, "num_gpus": 0},
         max_ongoing_requests=1000,  # it only forwards: each model's own deployment says how much is too much
+        graceful_shutdown_timeout_s=args.request_timeout_s + SHUTDOWN_S,
     )
     return deployment.bind(args)
 
@@ -46,9 +52,10 @@ def vae(args: VAEConfig) -> Application:
             "num_gpus": num_gpus,
             "runtime_env": environment_of(args, num_gpus),
         },
-        max_ongoing_requests=8,
-        max_queued_requests=32,
+        max_ongoing_requests=args.max_requests + ASIDE,  # all that wait are in the replica, where clients take turns
+        max_queued_requests=QUEUED,
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
+        graceful_shutdown_timeout_s=args.request_timeout_s + SHUTDOWN_S,
         user_config=describe_arguments(config).to_plain(),
     )
     return deployment.bind(config)

@@ -5,9 +5,19 @@ from __future__ import annotations
 
 import difflib
 import os
+from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    IPvAnyNetwork,
+    PlainSerializer,
+    field_validator,
+    model_validator,
+)
 
 from remote_vae.errors import BadRequest
 from remote_vae.protocol.hints import Hints
@@ -16,6 +26,11 @@ from remote_vae.ray_internals import OWN_THREAD_VARIABLE
 DType = Literal["auto", "float16", "bfloat16", "float32"]
 Device = Literal["auto", "cuda", "cpu"]
 Reservation = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+ASIDE = 16
+"""Of what Serve lets into a replica at a time (`max_ongoing_requests`), what is not for requests that are let in: questions of
+what the model is, and requests that another replica has handed back, which are never refused."""
 
 
 class Arguments(BaseModel):
@@ -58,6 +73,11 @@ class DoorConfig(Arguments):
     """Arguments of the HTTP app, in the ingress and at a model's own path alike."""
 
     max_body_mib: float = Field(256, gt=0, description="Largest request body, in MiB; larger ones get a 413.")
+    max_bodies_mib: float = Field(
+        1024,
+        gt=0,
+        description="All request bodies that one process holds at a time, in MiB; one for which there is no room gets a 503.",
+    )
     request_timeout_s: float = Field(
         300,
         gt=0,
@@ -65,9 +85,22 @@ class DoorConfig(Arguments):
         description="Seconds after which a request gets a 504.",
     )
 
+    trusted_proxies: tuple[Annotated[IPvAnyNetwork, PlainSerializer(str)], ...] = Field(
+        (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128")),
+        description="Networks of proxies in front whose X-Forwarded-For says who asks; clients share a queue fairly.",
+    )
+
     @property
     def max_body(self) -> int:
         return int(self.max_body_mib * 2**20)
+
+    @property
+    def max_bodies(self) -> int:
+        return int(self.max_bodies_mib * 2**20)
+
+    @property
+    def proxies(self) -> tuple[str, ...]:
+        return tuple(map(str, self.trusted_proxies))
 
     @property
     def deadline_s(self) -> float:
@@ -150,6 +183,12 @@ class VAEConfig(DoorConfig):
     warm_up: tuple[tuple[Annotated[int, Field(gt=0)], ...], ...] = Field(
         (), description="Shapes of latents to decode before the replica is ready, e.g. [[1, 4, 128, 128]]."
     )
+    max_requests: int = Field(
+        128,
+        gt=0,
+        description="Requests that a replica holds at a time, those that wait included; a client may have as many of them as "
+        "are free.",
+    )
     batching: Literal["auto", "off"] = Field(
         "auto",
         description="`auto` decodes requests of one shape that wait together as one batch; `off` gives pixels that do not "
@@ -170,6 +209,19 @@ class VAEConfig(DoorConfig):
     )
     retry_s: float = Field(30, gt=0, description="Seconds after which a model that could not be loaded is tried again.")
     fake: FakeEngineConfig | None = Field(None, description="Use the fake engine instead of the source's weights.")
+
+    @field_validator("batching", mode="before")
+    @classmethod
+    def _as_yaml_reads_it(cls, batching: Any) -> Any:
+        """YAML reads a bare `off` as False."""
+        return "off" if batching is False else batching
+
+    @field_validator("subfolder")
+    @classmethod
+    def _inside_the_source(cls, subfolder: str | None) -> str | None:
+        if subfolder is not None and (subfolder.startswith("/") or ".." in subfolder.split("/")):
+            raise ValueError(f"subfolder is {subfolder!r}; expected a folder inside the source, such as vae")
+        return subfolder
 
     @field_validator("hints")
     @classmethod

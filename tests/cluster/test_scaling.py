@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import threading
@@ -44,9 +45,9 @@ QUICK: dict[str, Any] = {
 }
 
 
-def patient(idle_s: float, max_replicas: int = 1) -> dict[str, Any]:
-    """`QUICK` with another idle time and size."""
-    policy = QUICK["autoscaling_config"]["policy"] | {"policy_kwargs": {"idle_s": idle_s}}
+def patient(idle_s: float, max_replicas: int = 1, turn_s: float = 600) -> dict[str, Any]:
+    """`QUICK` with another idle time, size and length of a turn."""
+    policy = QUICK["autoscaling_config"]["policy"] | {"policy_kwargs": {"idle_s": idle_s, "turn_s": turn_s}}
     return QUICK | {
         "autoscaling_config": QUICK["autoscaling_config"] | {"policy": policy, "max_replicas": max_replicas}
     }
@@ -70,7 +71,7 @@ def until_busy(name: str) -> None:
     """Until the replica has long work to do: what may be rejected is decoded before, and rejected then."""
     short = DecodeRequest(from_array(latents(1, 4, 8, 8))).to_plain()
     give_up = time.monotonic() + WAIT_S
-    while serve.get_app_handle(name).decode.remote(short, may_reject=True).result() is not None:
+    while len(serve.get_app_handle(name).decode.remote(short, handed_back=()).result()) != 2:
         assert time.monotonic() < give_up
 
 
@@ -137,6 +138,42 @@ def test_one_gpu_two_models(bare_cluster: Cluster, all_gpus_but_one: None) -> No
         released.set()
         serve.delete("holder")
         serve.delete("waiter")
+
+
+@pytest.mark.slow
+def test_two_busy_models_take_turns_at_one_gpu(bare_cluster: Cluster, all_gpus_but_one: None) -> None:
+    names, served, stop = ("left", "right"), dict[str, list[float]](), threading.Event()
+
+    def keep_asking(name: str) -> None:
+        with RemoteVAE(f"{bare_cluster.url}/{name}", deadline=WAIT_S) as vae:
+            while not stop.is_set():
+                vae.decode(latents(1, 4, 8, 8))
+                served[name].append(time.monotonic())
+
+    for name in names:
+        served[name] = []
+        options = patient(600, turn_s=3)
+        bare_cluster.deploy(name, source="x", device="cpu", num_gpus=1, fake={"decode_s": 0.3}, options=options)
+    try:
+        with ThreadPoolExecutor(4) as clients:
+            asking = [clients.submit(keep_asking, name) for name in names for _ in range(2)]
+            give_up = time.monotonic() + WAIT_S
+            while turns(served) < 4 and time.monotonic() < give_up and not any(client.done() for client in asking):
+                time.sleep(0.5)
+            stop.set()
+        for client in asking:
+            client.result()  # nobody was refused for good
+        assert turns(served) >= 4
+    finally:
+        stop.set()
+        for name in names:
+            serve.delete(name)
+
+
+def turns(served: dict[str, list[float]]) -> int:
+    """How often another model than the last one was served."""
+    who = [name for _, name in sorted((when, name) for name, times in served.items() for when in times)]
+    return sum(one != other for one, other in itertools.pairwise(who))
 
 
 @pytest.mark.slow  # the autoscaler's own looks and delays

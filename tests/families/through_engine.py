@@ -27,7 +27,7 @@ from remote_vae.protocol.result import Result
 from remote_vae.protocol.tensors import from_array, to_torch
 from remote_vae.protocol.wire import Scaling
 from remote_vae_serve.families.layouts import Layout
-from remote_vae_serve.replica.device_worker import Job
+from remote_vae_serve.replica.device_job import Job
 
 ALL = (*images.CASES, *video.CASES)
 NOT_SERVED = {

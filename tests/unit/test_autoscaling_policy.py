@@ -11,7 +11,7 @@ import pytest
 from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
 from remote_vae_serve import scaling
-from remote_vae_serve.scaling import ASKED_FOR_S, IDLE_S, YieldWhenIdle, ask_to_yield
+from remote_vae_serve.scaling import ASKED_FOR_S, IDLE_S, TURN_S, YieldWhenIdle, ask_to_yield
 
 CONFIG = AutoscalingConfig(min_replicas=0, max_replicas=4, target_ongoing_requests=1)
 
@@ -75,12 +75,39 @@ def test_who_is_asked_to_yield_goes_at_once_if_idle_and_only_while_somebody_wait
     assert serve.asks(policy, replicas=1) == 1
 
 
-@pytest.mark.parametrize("arguments", [{"idle_sec": 3}, {"idle_s": "abc"}, {"idle_s": None}])
+def test_a_busy_one_goes_when_its_turn_is_over_and_not_before(serve: Serve) -> None:
+    policy = YieldWhenIdle(idle_s=600, turn_s=10)
+    for after_s in (0, 5, 4):
+        ask_to_yield("sd")  # the ingress does, as long as somebody waits
+        assert serve.asks(policy, replicas=1, requests=1, after_s=after_s) == 1
+    ask_to_yield("sd")
+    assert serve.asks(policy, replicas=1, requests=1, after_s=1) == 0
+    assert serve.asks(policy, replicas=0, requests=1) == 1  # what waits for it has it come again, when it is its turn
+    ask_to_yield("sd")
+    assert serve.asks(policy, replicas=1, requests=1) == 1  # which begins anew
+
+
+def test_who_waited_and_was_served_otherwise_ends_no_turn(serve: Serve) -> None:
+    policy = YieldWhenIdle(idle_s=600, turn_s=10)
+    ask_to_yield("sd")
+    assert serve.asks(policy, replicas=1, requests=1) == 1
+    assert serve.asks(policy, replicas=1, requests=1, after_s=ASKED_FOR_S) == 1  # nobody asks any more
+    ask_to_yield("sd")
+    assert serve.asks(policy, replicas=1, requests=1, after_s=5) == 1
+
+
+def test_of_several_that_are_busy_one_goes_at_the_end_of_a_turn(serve: Serve) -> None:
+    policy = YieldWhenIdle(turn_s=0)
+    ask_to_yield("sd")
+    assert serve.asks(policy, replicas=3, requests=9) == 2
+
+
+@pytest.mark.parametrize("arguments", [{"idle_sec": 3}, {"idle_s": "abc"}, {"idle_s": None}, {"turn_s": "abc"}])
 def test_a_mistake_is_logged_and_the_default_stands(
     arguments: dict[str, object], caplog: pytest.LogCaptureFixture
 ) -> None:
     policy = YieldWhenIdle(**arguments)  # type: ignore[arg-type]
-    assert policy._idle_s == IDLE_S
+    assert (policy._idle_s, policy._turn_s) == (IDLE_S, TURN_S)
     assert next(iter(arguments)) in caplog.text
 
 

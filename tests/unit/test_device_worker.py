@@ -13,7 +13,8 @@ import torch
 
 from limits import WAIT_S
 from remote_vae.errors import DeadlineExceeded
-from remote_vae_serve.replica.device_worker import DeviceWorker, Job
+from remote_vae_serve.replica.device_job import Job
+from remote_vae_serve.replica.device_worker import DeviceWorker
 from remote_vae_serve.replica.latency import LatencyEstimator
 
 

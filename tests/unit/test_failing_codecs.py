@@ -22,7 +22,8 @@ from remote_vae_serve.codecs import codecs, mp4
 from remote_vae_serve.engine.base import Decoded
 from remote_vae_serve.engine.tiling import TilingPlan
 from remote_vae_serve.families.layouts import RequestHints
-from remote_vae_serve.replica.device_worker import DeviceWorker, Job
+from remote_vae_serve.replica.device_job import Job
+from remote_vae_serve.replica.device_worker import DeviceWorker
 from samples import latents, save_tiny_vae
 
 __all__ = ["temporary"]  # a fixture

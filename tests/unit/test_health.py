@@ -19,7 +19,8 @@ from remote_vae.protocol.output import Output
 from remote_vae.protocol.tensors import from_array
 from remote_vae_serve.engine.base import Engine
 from remote_vae_serve.replica import device_worker
-from remote_vae_serve.replica.device_worker import DeviceWorker, Job
+from remote_vae_serve.replica.device_job import Job
+from remote_vae_serve.replica.device_worker import DeviceWorker
 from samples import latents
 from sick import BAD_REQUEST, FULL, LOST, NAN, WAIT_S, Replica, Sick, engine, job, kill, make, sick
 

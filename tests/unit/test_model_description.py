@@ -49,7 +49,7 @@ ONE_OF_EACH: dict[str, Any] = {
 def vae(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VAE]:
     """A replica of a tiny model, without Ray."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(replica.serve, "get_replica_context", lambda: SimpleNamespace(app_name="sd"))
+        patch.setattr(replica.serve, "get_replica_context", lambda: SimpleNamespace(app_name="sd", replica_tag="sd"))
         patch.setattr(replica, "EventCounters", Mock())
         patch.setattr(replica.ray, "get_gpu_ids", list)
         source = save_tiny_vae("sd", tmp_path_factory.mktemp("sd"))
@@ -60,7 +60,9 @@ def vae(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VAE]:
 def missing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VAE]:
     """A replica whose model cannot be loaded."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(replica.serve, "get_replica_context", lambda: SimpleNamespace(app_name="gone"))
+        patch.setattr(
+            replica.serve, "get_replica_context", lambda: SimpleNamespace(app_name="gone", replica_tag="gone")
+        )
         patch.setattr(replica, "EventCounters", Mock())
         patch.setattr(replica.ray, "get_gpu_ids", list)
         yield VAE(VAEConfig(source=str(tmp_path_factory.mktemp("gone")), device="cpu", num_gpus=0))

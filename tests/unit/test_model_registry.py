@@ -3,69 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from remote_vae.errors import ModelFailed, ModelStarting, UnknownModel
-from remote_vae.protocol.model_description import ModelDescription, State
+from remote_vae.protocol.model_description import ModelDescription
 from remote_vae.protocol.wire import PROTOCOL
-from remote_vae_serve.config import IngressConfig
-from remote_vae_serve.ingress import ingress, model_registry
-from remote_vae_serve.ingress.model_registry import ASK_AGAIN_S, ModelRegistry
+from remote_vae_serve.admission import Admission
+from remote_vae_serve.ingress import model_registry
+from remote_vae_serve.ingress.model_registry import ASK_AGAIN_S
+from told_serve import Serve, ingress_of, placed, serve
 
-ARGUMENTS = {"protocol": PROTOCOL, "source": "stabilityai/sd-vae-ft-mse"}
-
-
-class Serve:
-    """A Serve with the application `sd`, and a clock, as a test tells it; it is read when the test says so."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.applications: dict[str, Any] = {}
-        self.says = ModelDescription(name="sd", state="ready")
-        self.asked = 0
-        self.now = 1000.0
-        monkeypatch.setattr(model_registry, "serve_details", lambda: {"applications": self.applications})
-        monkeypatch.setattr(model_registry.ray, "cluster_resources", dict)
-        monkeypatch.setattr(model_registry.ray, "available_resources", dict)
-        monkeypatch.setattr(model_registry, "_transport_to", lambda name: object())
-        monkeypatch.setattr(model_registry, "_ask", self._ask)
-        monkeypatch.setattr(model_registry, "time", SimpleNamespace(monotonic=lambda: self.now))
-        monkeypatch.setattr(ModelRegistry, "_keep_fresh", lambda registry: registry._read_once.set())
-        self.registry = ModelRegistry()
-
-    def _ask(self, name: str) -> ModelDescription:
-        self.asked += 1
-        return self.says
-
-    def deploys(self, *replicas: str, target: int = 1, **user_config: Any) -> None:
-        """Replicas in these states."""
-        deployment = {
-            "deployment_config": {"user_config": ARGUMENTS | user_config},
-            "replicas": [
-                {"replica_id": f"{number}", "state": state, "node_id": "here"} for number, state in enumerate(replicas)
-            ],
-            "target_num_replicas": target,
-            "required_resources": {"CPU": 1},
-        }
-        self.applications["sd"] = {"status": "RUNNING", "deployments": {"VAE": deployment}}
-
-    def state(self, after_s: float = 0.0) -> State:
-        self.now += after_s
-        self.registry.refresh()
-        return self.registry.get("sd").state
-
-
-@pytest.fixture
-def serve(monkeypatch: pytest.MonkeyPatch) -> Serve:
-    return Serve(monkeypatch)
-
-
-def ingress_of(serve: Serve) -> ingress.Ingress:
-    one = ingress.Ingress.__new__(ingress.Ingress)
-    one._config, one._registry = IngressConfig(), serve.registry
-    return one
+__all__ = ["serve"]  # a fixture
 
 
 def test_a_model_is_cold_then_starting_then_ready_and_cold_again(serve: Serve) -> None:
@@ -117,6 +67,41 @@ def test_what_a_failed_one_said_stands_while_it_has_no_replica(serve: Serve) -> 
     assert serve.registry.get("sd").describe().reason == "no weights"
 
 
+def test_a_mistake_in_a_deploy_leaves_the_model_that_runs_as_it_is(serve: Serve) -> None:
+    serve.deploys("RUNNING")
+    serve.state()
+    serve.refuses("unknown argument 'sorce'")
+    assert serve.state() == "ready"
+    assert serve.asked == 2  # its replicas, whether they are still there
+    assert "unknown argument 'sorce'" in str(serve.registry.get("sd").describe().reason)
+    assert serve.registry.get("sd").transport is not None
+    assert (serve.state(after_s=ASK_AGAIN_S - 1), serve.asked) == ("ready", 2)
+    assert (serve.state(after_s=1), serve.asked) == ("ready", 3)
+    serve.deploys("RUNNING")  # the mistake is mended, and nothing else was to change: the replicas are the same
+    assert serve.state() == "ready"
+    assert not serve.registry.get("sd").describe().reason
+
+
+def test_when_its_replicas_do_not_answer_any_more_the_mistake_is_what_is_wrong(serve: Serve) -> None:
+    serve.deploys("RUNNING")
+    serve.state()
+    serve.refuses("unknown argument 'sorce'")
+    serve.says = None
+    assert serve.state() == "failed"
+    assert "unknown argument 'sorce'" in str(serve.registry.get("sd").describe().reason)
+    assert serve.registry.get("sd").transport is not None  # Serve may start them again, and they would answer
+
+
+def test_a_model_that_never_ran_fails_by_its_mistake_and_is_not_asked(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_registry, "_transport_to", lambda name: None)
+    serve.refuses("unknown argument 'sorce'")
+    assert (serve.state(), serve.asked) == ("failed", 0)
+    with pytest.raises(ModelFailed, match="sorce"):
+        placed(serve)
+
+
 @pytest.mark.parametrize("name", ["models", "health", "Sd", "-sd", "a/b"])
 def test_an_application_that_could_not_be_routed_is_not_served(serve: Serve, name: str) -> None:
     serve.deploys("RUNNING")
@@ -143,12 +128,12 @@ def test_an_application_that_is_being_built_or_was_refused_is_told_by_its_config
     serve.applications["sd"] = {"status": "DEPLOYING", "deployments": {}, "deployed_app_config": config, "message": ""}
     assert serve.state() == "starting"
     with pytest.raises(ModelStarting) as starting:
-        ingress_of(serve).find("sd")
+        placed(serve)
     assert starting.value.retry_after == 2
     serve.applications["sd"] |= {"status": "DEPLOY_FAILED", "message": "Traceback\nValueError: sorce is unknown"}
     assert serve.state() == "failed"
     with pytest.raises(ModelFailed, match=r"sd could not be deployed: .*sorce is unknown") as failed:
-        ingress_of(serve).find("sd")
+        placed(serve)
     assert failed.value.retry_after == 30
     serve.applications["sd"]["deployed_app_config"] = {"import_path": "somebody.else:app"}
     with pytest.raises(UnknownModel):
@@ -166,7 +151,16 @@ def test_an_answer_of_a_failed_model_has_its_replica_asked_anew(serve: Serve) ->
     serve.says = ModelDescription(name="sd", state="failed", reason="no weights")
     serve.deploys("RUNNING")
     serve.state()
-    answered = asyncio.run(ingress_of(serve)._answer(Answering(), "sd", "anything"))  # type: ignore[arg-type]
+    answered = asyncio.run(ingress_of(serve)._answer(Answering(), "sd", Admission("sd"), "anything"))  # type: ignore[arg-type]
     assert answered == "anything"
     serve.says = ModelDescription(name="sd", state="ready")
     assert serve.state() == "ready"
+
+
+def test_what_a_start_took_is_remembered_when_the_replica_has_gone(serve: Serve) -> None:
+    serve.says = ModelDescription(name="sd", state="ready", startup={"imports_s": 2.0, "weights_s": 4.0, "began": 1e9})
+    serve.deploys("RUNNING")
+    serve.state()
+    serve.deploys(target=0)
+    assert serve.state() == "cold"
+    assert 6 < serve.registry.get("sd").start_s < 12

@@ -96,7 +96,9 @@ def test_a_description_survives_the_json_of_serves_status() -> None:
 def test_a_model_lists_the_hints_it_takes_with_their_meaning_and_those_of_its_application(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(replica.serve, "get_replica_context", lambda: SimpleNamespace(app_name="flux"))
+    monkeypatch.setattr(
+        replica.serve, "get_replica_context", lambda: SimpleNamespace(app_name="flux", replica_tag="flux")
+    )
     monkeypatch.setattr(replica, "EventCounters", Mock())
     monkeypatch.setattr(replica.ray, "get_gpu_ids", list)
     save_tiny_vae("flux", tmp_path)

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from remote_vae_serve.replica import device_worker
-from remote_vae_serve.replica.device_worker import DeviceWorker, Job
+from remote_vae_serve.replica.device_job import Job
+from remote_vae_serve.replica.device_worker import DeviceWorker
 from remote_vae_serve.replica.latency import LatencyEstimator
 from sick import WAIT_S, job, worked
 

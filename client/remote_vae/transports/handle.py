@@ -8,6 +8,7 @@ reference through the object store, never over Serve's gRPC handles, which stop 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -32,9 +33,11 @@ from remote_vae.transports.retry import DEFAULT_POLICY, RetryPolicy
 from remote_vae.transports.transport import Transport
 
 T = TypeVar("T")
-MAY_REJECT = (*[True] * 23, False)
-"""For each time a request is sent: whether a replica with long work before it may hand it back. The last one keeps it. So many
-because Serve's router prefers the replica with the fewest requests, and that may be the one with the longest."""
+HandedBack = tuple[tuple[str, float], ...]
+"""The replicas with long work before them that have handed a request back, each with the seconds of it: none keeps the request
+from one that is free. It was let in by the first, and is never refused by the next."""
+FULL_PAUSE_S = 0.1
+"""Before a request that was handed back is sent again, where Serve's own queue is full meanwhile."""
 
 
 class HandleTransport(Transport):
@@ -69,18 +72,26 @@ class HandleTransport(Transport):
             raise UnknownModel(f"No Serve application {name!r} in this cluster: {error}") from error
 
     def try_one(self, request: Request) -> Result:
-        for may_reject in MAY_REJECT:
-            plain = self._wait(partial(self._call, request, may_reject), _result, self._wait_s(request))
-            if plain is not None:
-                break
-        return Result.from_plain(plain)
+        rounds = _Rounds(self._wait_s(request))
+        while True:
+            try:
+                plain = self._wait(partial(self._call, request, rounds.handed_back), _result, rounds.left_s())
+            except Overloaded as error:
+                time.sleep(rounds.pause_after(error))
+            else:
+                if not rounds.goes_on(plain):
+                    return Result.from_plain(plain)
 
     async def try_one_async(self, request: Request) -> Result:
-        for may_reject in MAY_REJECT:
-            plain = await _await(self._call(request, may_reject), self._wait_s(request))
-            if plain is not None:
-                break
-        return Result.from_plain(plain)
+        rounds = _Rounds(self._wait_s(request))
+        while True:
+            try:
+                plain = await _await(self._call(request, rounds.handed_back), rounds.left_s())
+            except Overloaded as error:
+                await asyncio.sleep(rounds.pause_after(error))
+            else:
+                if not rounds.goes_on(plain):
+                    return Result.from_plain(plain)
 
     def send_ref(self, request: Request) -> Any:
         """As `send_one`, but the ObjectRef of the plain result: it can be handed on without a copy through this process."""
@@ -101,8 +112,9 @@ class HandleTransport(Transport):
         """A transport without any time-out, as the ingress has, leaves it to the replica to keep the deadline it is told."""
         return None if self.retry_policy.timeout is None and self.retry_policy.deadline is None else request.deadline_s
 
-    def _call(self, request: Request, may_reject: bool = False) -> Any:
-        return getattr(self._handle, request.verb).remote(request.to_plain(), may_reject)
+    def _call(self, request: Request, handed_back: HandedBack | None = None) -> Any:
+        told = request if request.client else replace(request, client=_job())
+        return getattr(self._handle, request.verb).remote(told.to_plain(), handed_back)
 
     def refuse_blocking(self) -> None:
         import ray
@@ -126,6 +138,41 @@ class HandleTransport(Transport):
                 return pool.submit(run).result()
         except Exception as error:
             raise translated(error, timeout_s) from error
+
+
+class _Rounds:
+    """The replicas that one request goes round to.
+
+    Args:
+        wait_s: seconds for all of them together; None for ever.
+    """
+
+    def __init__(self, wait_s: float | None) -> None:
+        self._give_up = None if wait_s is None else time.monotonic() + wait_s
+        self.handed_back: HandedBack = ()
+
+    def left_s(self) -> float | None:
+        return None if self._give_up is None else max(self._give_up - time.monotonic(), 0.0)
+
+    def goes_on(self, plain: Any) -> bool:
+        """Whether that is no result, but of a replica that has handed the request back."""
+        if not (isinstance(plain, tuple) and len(plain) == 2):
+            return False
+        self.handed_back = (*self.handed_back, plain)
+        return True
+
+    def pause_after(self, error: Overloaded) -> float:
+        """Seconds to wait where Serve's queue is full for what was let in already. Raises the error of what was not."""
+        if not self.handed_back or self.left_s() == 0:
+            raise error
+        return FULL_PAUSE_S
+
+
+def _job() -> str:
+    """Whose requests they are that come by handle: those of one Ray job share a queue's places."""
+    import ray
+
+    return f"job {ray.get_runtime_context().get_job_id()}"
 
 
 def _result(response: Any, timeout_s: float | None) -> Any:

@@ -4,18 +4,21 @@ torch: it never touches a latent."""
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 from starlette.types import ASGIApp
 
-from remote_vae.errors import ModelFailed, ModelStarting
+from remote_vae.errors import ModelFailed, ModelStarting, Overloaded
 from remote_vae.protocol.model_description import ModelDescription
 from remote_vae.protocol.request import Request
 from remote_vae.protocol.result import Result
 from remote_vae.transports.handle import HandleTransport
+from remote_vae_serve.admission import Admission
 from remote_vae_serve.config import IngressConfig
 from remote_vae_serve.http.app import Answerer, create_app
-from remote_vae_serve.ingress.model_registry import ModelRegistry
+from remote_vae_serve.ingress.model_registry import Model, ModelRegistry
 from remote_vae_serve.proxy import behind_tokens
 
 WATCH_S = 1.0
@@ -27,28 +30,47 @@ class Ingress:
     def __init__(self, config: IngressConfig) -> None:
         self._config = config
         self._registry = ModelRegistry(config.models)
+        self._admissions: dict[str, Admission] = {}
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Serve calls this after the constructor and serves what it returns."""
         config = self._config
-        app = create_app(self, config.max_body, config.request_timeout_s, config.hosts, config.has_connections)
+        app = create_app(
+            self,
+            config.max_body,
+            config.request_timeout_s,
+            config.hosts,
+            config.has_connections,
+            config.max_bodies,
+            config.proxies,
+        )
         return behind_tokens(app)
 
-    def find(self, name: str) -> Answerer:
-        """The way to a model. Raises UnknownModel, ModelFailed or ModelStarting."""
+    @contextmanager
+    def place(self, name: str, client: str) -> Iterator[Answerer]:
+        """The way to a model, with a place in its queue. Raises UnknownModel, ModelFailed or ModelStarting; Overloaded where the
+        client has its share of the queue already."""
         model = self._registry.get(name)
-        if model.transport is not None:
-            return partial(self._answer, model.transport, name)
-        if model.state == "failed":
-            raise ModelFailed(f"{name} could not be deployed: {model.reason}", retry_after=30)
-        raise ModelStarting(f"{name} is being deployed; try again", retry_after=2)
+        transport = _transport(model)
+        admission = self._admissions.setdefault(name, Admission(name))
+        admission.check(client, model.places, _start_s(model))
+        with admission.place(client):
+            yield partial(self._answer, transport, name, admission)
 
     async def check_health(self) -> None:
         """The health check: Serve asks every few seconds, and replaces an ingress that raises three times in a row."""
         if (fault := self._registry.fault()) is not None:
             raise RuntimeError(f"The ingress is to be replaced: {fault}")
 
-    async def _answer(self, transport: HandleTransport, name: str, request: Request) -> Result:
+    async def _answer(self, transport: HandleTransport, name: str, admission: Admission, request: Request) -> Result:
+        """Send the request on. Raises what its replica does; Overloaded, with the time until there is room."""
+        try:
+            return await self._placed(transport, name, request)
+        except Overloaded as error:
+            # Of Serve's router, which cannot say when there will be room; or the other ingress has let in more.
+            raise admission.full(_start_s(self._registry.get(name))) from error
+
+    async def _placed(self, transport: HandleTransport, name: str, request: Request) -> Result:
         """Send the request on; give up where the model's replica cannot be placed, which could last for ever."""
         answer = asyncio.ensure_future(transport.try_one_async(request))
         left_s = self._config.placement_wait_s
@@ -68,13 +90,23 @@ class Ingress:
 
     async def wake(self, name: str) -> ModelDescription:
         """What a replica says of the model; one is started where there is none."""
-        self.find(name)
-        transport = self._registry.get(name).transport
-        assert transport is not None
-        return await transport.describe_async(wake=True)
+        return await _transport(self._registry.get(name)).describe_async(wake=True)
 
     def describe(self, name: str) -> ModelDescription:
         return self._registry.get(name).describe()
 
     def names(self) -> list[str]:
         return self._registry.names()
+
+
+def _transport(model: Model) -> HandleTransport:
+    if model.transport is not None:
+        return model.transport
+    if model.state == "failed":
+        raise ModelFailed(f"{model.name} could not be deployed: {model.reason}", retry_after=30)
+    raise ModelStarting(f"{model.name} is being deployed; try again", retry_after=2)
+
+
+def _start_s(model: Model) -> float | None:
+    """Seconds until a replica of it will answer; None where one does."""
+    return None if model.running else model.start_s

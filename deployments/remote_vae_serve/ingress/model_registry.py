@@ -24,6 +24,7 @@ from remote_vae.protocol.wire import PROTOCOL
 from remote_vae.ray_internals import serve_details
 from remote_vae.transports.handle import HandleTransport
 from remote_vae.transports.retry import RetryPolicy
+from remote_vae_serve.config import ASIDE
 from remote_vae_serve.http.app import RESERVED
 from remote_vae_serve.ingress.resource_shortages import Shortage, shortages
 from remote_vae_serve.scaling import ASKED_FOR_S, ask_to_yield
@@ -37,6 +38,10 @@ ASK_AGAIN_S = 30.0  # a failed replica may have mended; asked more often, it wou
 GRACE_S = 6.0  # a replica's process starts within it; longer, and what it lacks is held by others
 DESCRIBE_TIMEOUT_S = 5.0
 FIRST_READ_S = 20.0
+START_S = 10.0
+PROCESS_S = 3.0
+STEPS = ("imports_s", "weights_s", "probe_s")
+"""What a replica says of its own start, after that of its process."""
 CHECKS_WITHOUT_NEWS = 6
 """A minute, at Serve's ten seconds a check. It is checks that count and not seconds, since it is Serve's controller that checks:
 while it restarts there is no news, and it checks nobody."""
@@ -54,6 +59,9 @@ class Model:
         transport: the way to it; None where it failed to deploy.
         asked_at: when a replica was last asked, on the monotonic clock.
         shortage: what its first replica waits for; None if for nothing.
+        places: requests that its replicas hold at a time, or that may wait for the first of them; None for no limit.
+        start_s: seconds that a replica takes to start, as the last one told.
+        mistake: why its last deploy failed, while replicas of the one before answer; "" where it did not.
     """
 
     name: str
@@ -65,11 +73,15 @@ class Model:
     transport: HandleTransport | None = None
     asked_at: float = 0.0
     shortage: Shortage | None = None
+    places: int | None = None
+    start_s: float = START_S
+    mistake: str = ""
 
     def describe(self) -> ModelDescription:
         """For `GET /<model>`."""
         known = self.arguments if self.reported is None else self.reported.or_else(self.arguments)
-        return replace(known, name=self.name, state=self.state, reason=self.reason or known.reason)
+        mistake = f"Its last deploy failed, and the one before goes on: {self.mistake}" if self.mistake else ""
+        return replace(known, name=self.name, state=self.state, reason=mistake or self.reason or known.reason)
 
 
 class ModelRegistry:
@@ -171,22 +183,28 @@ class ModelRegistry:
         states = {replica["replica_id"]: str(replica["state"]) for replica in deployment["replicas"]}
         running = frozenset(replica for replica, state in states.items() if state.endswith("RUNNING"))
         transport = known.transport if known and known.transport else _transport_to(name)
+        places = _places(deployment["deployment_config"], len(running))
         if not running:
+            start_s = known.start_s if known else START_S
             if states or deployment["target_num_replicas"] > 0:
                 why = str(shortage) if shortage else ""
-                return Model(name, "starting", arguments, why, transport=transport, shortage=shortage)
+                return Model(name, "starting", arguments, why, transport=transport, shortage=shortage, places=places,
+                             start_s=start_s)  # fmt: skip
             if known and known.state == "failed":  # idle, it went; what it said stands until the next one starts
-                return replace(known, arguments=arguments, running=running, transport=transport)
-            return Model(name, "cold", arguments, transport=transport)
+                return replace(known, arguments=arguments, running=running, transport=transport, places=places)
+            return Model(name, "cold", arguments, transport=transport, places=places, start_s=start_s)
         told = known and known.state == "ready" and known.reported
         settled = told or (known and time.monotonic() < known.asked_at + ASK_AGAIN_S)
         if known and settled and known.running == running:
-            return known
+            return replace(known, mistake="", places=places)
         reported = _ask(name) or (known.reported if known else None)
         failed = reported is not None and reported.state == "failed"
         reason = (reported.reason if reported else None) or ""
         asked_at = time.monotonic()
-        return Model(name, "failed" if failed else "ready", arguments, reason, running, reported, transport, asked_at)
+        state: State = "failed" if failed else "ready"
+        start_s = _start_s(reported) or (known.start_s if known else START_S)
+        return Model(name, state, arguments, reason, running, reported, transport, asked_at, places=places,
+                     start_s=start_s)  # fmt: skip
 
     def _without_deployment(self, name: str, application: Mapping[str, Any], known: Model | None) -> Model | None:
         """An application whose builder failed, or has not run yet, has no deployments; its config tells whether it is a VAE."""
@@ -194,9 +212,22 @@ class ModelRegistry:
         if config.get("import_path") != "remote_vae_serve.app:vae":
             return None
         arguments = _described_by(config.get("args") or {})
-        if str(application["status"]).endswith("DEPLOY_FAILED"):
-            return Model(name, "failed", arguments, _sentence(application["message"]))
-        return known or Model(name, "starting", arguments)
+        if not str(application["status"]).endswith("DEPLOY_FAILED"):
+            return known or Model(name, "starting", arguments)
+        mistake = _sentence(application["message"])
+        if known and known.running:
+            return self._as_before(known, mistake)
+        # Where it was deployed before, Serve has replicas of that time, or starts them; an ingress that is new cannot tell.
+        return Model(name, "failed", arguments, mistake, transport=known.transport if known else _transport_to(name))
+
+    def _as_before(self, known: Model, mistake: str) -> Model:
+        """A model that ran when its next deploy failed: Serve leaves its replicas be, and they are asked now and then."""
+        if known.mistake == mistake and time.monotonic() < known.asked_at + ASK_AGAIN_S:
+            return known
+        if (reported := _ask(known.name)) is None:
+            return Model(known.name, "failed", known.arguments, mistake, transport=known.transport)
+        state: State = "failed" if reported.state == "failed" else "ready"
+        return replace(known, state=state, reported=reported, asked_at=time.monotonic(), mistake=mistake)
 
     def _refused(self, name: str, why: str) -> Model | None:
         if name not in self._warned:
@@ -210,6 +241,20 @@ def _transport_to(name: str) -> HandleTransport | None:
         return HandleTransport(serve.get_app_handle(name), ENDLESS)  # the HTTP side has the deadline
     except RayServeException:
         return None  # not there yet; the next refresh tries again
+
+
+def _start_s(reported: ModelDescription | None) -> float | None:
+    """What the start of a replica took, that of its process included; None where it does not say."""
+    took = (reported.startup if reported else None) or {}
+    return PROCESS_S + sum(took.get(step, 0.0) for step in STEPS) if took else None
+
+
+def _places(config: Mapping[str, Any], replicas: int) -> int | None:
+    """Of a deployment, for one process that calls it: what its replicas hold, or Serve's queue before the first of them."""
+    queue, ongoing = config.get("max_queued_requests", -1), config["max_ongoing_requests"]
+    if replicas and ongoing > ASIDE:
+        return int(replicas * (ongoing - ASIDE))
+    return None if queue < 0 else int(replicas * ongoing + queue)
 
 
 def _described_by(args: Mapping[str, Any]) -> ModelDescription:

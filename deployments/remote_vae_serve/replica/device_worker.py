@@ -8,19 +8,16 @@ import logging
 import math
 import threading
 import time
-import traceback
-from collections import deque
-from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import Future
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from remote_vae.errors import BadRequest, DeadlineExceeded, RemoteVAEError
+from remote_vae_serve.replica.device_job import Done, Job, without_tensors
 from remote_vae_serve.replica.health import being_replaced
-from remote_vae_serve.replica.latency import LatencyEstimator
 
 logger = logging.getLogger("ray.serve")
 
@@ -29,55 +26,54 @@ PAUSE_S = 30.0
 
 ENDED = "the device's thread has ended"
 
-Run = Callable[[torch.Tensor], tuple[torch.Tensor, Any]]
-"""Work on a batch, sample by sample independent but for the last place of a float; and a note on how it was done."""
 
+class FairQueue:
+    """The jobs that wait, in turns among clients (round robin): one with two hundred requests is asked as often as one with one.
+    For each client it is first in, first out. Not thread-safe."""
 
-@dataclass(frozen=True, eq=False)
-class Done:
-    """Result of a job, and when it ran.
+    def __init__(self) -> None:
+        self._of: OrderedDict[str, deque[Job]] = OrderedDict()  # whose turn is next comes first
 
-    Attributes:
-        output: what its `finish` gave.
-        note: of its `run`.
-        began, ended: on `time.perf_counter`.
-    """
+    def append(self, job: Job) -> None:
+        self._of.setdefault(job.client, deque()).append(job)
 
-    output: Any
-    note: Any
-    began: float
-    ended: float
+    def popleft(self) -> Job:
+        """The job whose turn it is; its client's next turn comes after all others'. Raises IndexError where none waits."""
+        if not self._of:
+            raise IndexError("nothing waits")
+        client, jobs = next(iter(self._of.items()))
+        job = jobs.popleft()
+        if jobs:
+            self._of.move_to_end(client)
+        else:
+            del self._of[client]
+        return job
 
+    def remove(self, job: Job) -> None:
+        """Take out one that waits, in whoever's turn. Raises ValueError where it does not."""
+        jobs = self._of.get(job.client, deque())
+        jobs.remove(job)
+        if not jobs:
+            del self._of[job.client]
 
-@dataclass(frozen=True, eq=False)
-class Job:
-    """One request's turn on the device.
+    def __iter__(self) -> Iterator[Job]:
+        """All that wait, in the order of their turns."""
+        queues = [iter(tuple(jobs)) for jobs in self._of.values()]
+        while queues:
+            left = []
+            for jobs in queues:
+                for job in jobs:
+                    yield job
+                    left.append(jobs)
+                    break
+            queues = left
 
-    Attributes:
-        batch: what goes in, `[B, ...]`, on the host.
-        run: what to do with it.
-        finish: what leaves the device of its own part of the output; runs there.
-        latency: how long such work takes.
-        run_together: what to do with a batch of several jobs, where it is something else.
-        batch_key: jobs of equal keys may run as one batch; None runs alone.
-        batch_limit: largest batch it may be part of.
-        give_up: moment on `time.perf_counter` after which nobody waits for it.
-        done: cancelled, the job is dropped where it waits.
-    """
-
-    batch: torch.Tensor
-    run: Run
-    finish: Callable[[torch.Tensor], Any]
-    latency: LatencyEstimator = field(default_factory=LatencyEstimator)
-    run_together: Run | None = None
-    batch_key: Hashable = None
-    batch_limit: int = 1
-    give_up: float | None = None
-    done: Future[Done] = field(default_factory=Future)
+    def __len__(self) -> int:
+        return sum(map(len, self._of.values()))
 
 
 class DeviceWorker:
-    """Runs jobs one after the other, in the order they came, and in one batch with them what may. What a job does ends nobody
+    """Runs jobs one after the other, clients in turns, and in one batch with them what may. What a job does ends nobody
     else's: only when the device is of no use any more does the thread end, and what waits for it is told so.
 
     Args:
@@ -95,7 +91,7 @@ class DeviceWorker:
     ) -> None:
         self._enter, self._on_idle, self._probe = enter, on_idle, probe
         self._fault: str | None = None
-        self._waiting: deque[Job] = deque()
+        self._waiting = FairQueue()
         self._taken: list[Job] = []  # those that run
         self._running: tuple[float, float] | None = None  # since when, and for how long as far as can be told
         self._changed = threading.Condition()
@@ -164,13 +160,13 @@ class DeviceWorker:
             logger.exception("a job failed outside of its own work")
             for job in jobs:
                 if not job.done.done():
-                    job.done.set_exception(_without_tensors(error))
+                    job.done.set_exception(without_tensors(error))
 
     def _end(self) -> None:
         """Nothing will run any more: who waits is told so."""
         with self._changed:
             self._fault = self._fault or ENDED
-            left, self._taken, self._waiting = [*self._taken, *self._waiting], [], deque()
+            left, self._taken, self._waiting = [*self._taken, *self._waiting], [], FairQueue()
         for job in left:
             if not job.done.done() and (job.done.running() or job.done.set_running_or_notify_cancel()):
                 job.done.set_exception(being_replaced())
@@ -232,7 +228,7 @@ class DeviceWorker:
                 output, note = (first.run_together or first.run)(torch.cat([job.batch for job in jobs]))
                 parts = torch.split(output, [len(job.batch) for job in jobs])
         except BaseException as raised:
-            error = _without_tensors(raised)
+            error = without_tensors(raised)
         else:
             first.latency.learn(values, time.perf_counter() - began)
             for job, part in zip(jobs, parts, strict=True):
@@ -251,7 +247,7 @@ class DeviceWorker:
         try:
             done = Done(job.finish(part), note, began, time.perf_counter())
         except BaseException as raised:
-            error = _without_tensors(raised)
+            error = without_tensors(raised)
         else:
             job.done.set_result(done)
             return
@@ -266,28 +262,6 @@ class DeviceWorker:
             return error
         logger.error("the device is of no use any more: %s", self._fault, exc_info=error)
         return being_replaced()
-
-
-def _without_tensors(error: BaseException) -> BaseException:
-    """The error with its traceback as text: one of frames keeps their tensors on the device, and the job, which keeps the error,
-    until the garbage collector comes round."""
-    if not isinstance(error, Exception):  # who waits is an event loop, and would end with it
-        return _without_tensors(
-            RuntimeError(f"a job raised {type(error).__name__}").with_traceback(error.__traceback__)
-        )
-    if not isinstance(error, RemoteVAEError):
-        error.__cause__ = _Traceback("".join(traceback.format_exception(type(error), error, error.__traceback__)))
-    else:
-        error.__cause__ = None
-    error.__context__ = None
-    return error.with_traceback(None)
-
-
-class _Traceback(Exception):
-    """Where an error was raised, for a log that shows causes."""
-
-    def __str__(self) -> str:
-        return f"\n{self.args[0]}"
 
 
 def _starts(job: Job) -> bool:

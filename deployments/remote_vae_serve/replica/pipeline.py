@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-import traceback
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -17,6 +16,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from remote_vae import errors
+from remote_vae.errors import DeadlineExceeded
 from remote_vae.protocol.decode_request import DecodeRequest
 from remote_vae.protocol.encode_request import EncodeRequest
 from remote_vae.protocol.hints import Hints
@@ -28,7 +29,8 @@ from remote_vae_serve.engine.base import Computed, Engine
 from remote_vae_serve.engine.tiling import TilingPlan
 from remote_vae_serve.processing.latent_processor import Unpacked
 from remote_vae_serve.processing.preprocess import Prepared
-from remote_vae_serve.replica.device_worker import DeviceWorker, Job
+from remote_vae_serve.replica.device_job import Job
+from remote_vae_serve.replica.device_worker import DeviceWorker
 from remote_vae_serve.replica.health import being_replaced
 from remote_vae_serve.replica.latency import LatencyEstimator
 
@@ -66,13 +68,13 @@ class Pipeline:
         try:
             return await (self.decode(request) if isinstance(request, DecodeRequest) else self.encode(request))
         except BaseException as error:
-            # Its frames hold a job that holds the error: with all their tensors they would wait for the garbage collector.
-            traceback.clear_frames(error.__traceback__)
+            errors.let_go_of_frames(error)  # they hold a job that holds the error, and all their tensors
             raise
 
     async def decode(self, request: DecodeRequest) -> Result:
         """Decode one request. Raises RemoteVAEError for what the client can mend."""
         received = time.perf_counter()
+        give_up = _give_up(request.deadline_s, received)
         unpacked, plan, limit = await self._unpack(request)
         engine, hints, output = self._engine, unpacked.hints, request.output
         job = Job(
@@ -83,9 +85,11 @@ class Pipeline:
             latency=self._decodes,
             batch_key=(unpacked.latents.shape[1:], plan, hints),
             batch_limit=limit,
-            give_up=_give_up(request.deadline_s, received),
+            give_up=give_up,
+            client=request.client,
         )
         done = await self._worker.run(job)
+        _check_deadline(give_up)
         fps = request.fps or engine.space.family.fps
         if done.output.is_here and output.media_type == "tensor/binary":
             result = codecs.write(done.output, output, fps)
@@ -98,6 +102,7 @@ class Pipeline:
     async def encode(self, request: EncodeRequest) -> Result:
         """Encode one request. Raises RemoteVAEError for what the client can mend."""
         received = time.perf_counter()
+        give_up = _give_up(request.deadline_s, received)
         prepared, plan = await _on(self._unpackers, self._prepared, request)
         engine, mode = self._engine, request.sample_mode
         generator = None if request.seed is None else torch.Generator("cpu").manual_seed(request.seed)
@@ -106,9 +111,11 @@ class Pipeline:
             run=lambda pixels: engine.encode(pixels, mode, generator, plan).parts,
             finish=engine.pending.to_host,
             latency=self._encodes,
-            give_up=_give_up(request.deadline_s, received),
+            give_up=give_up,
+            client=request.client,
         )
         done = await self._worker.run(job)
+        _check_deadline(give_up)
         raw = await _on(
             self._writers,
             lambda: from_array(self._processor.pack_latents(done.output.whole(), prepared, request)),
@@ -117,13 +124,15 @@ class Pipeline:
         provenance = self._provenance(done.note, stages)
         return Result("tensor/binary", raw.data, raw.dtype, raw.shape, provenance)
 
-    def is_busy_for(self, request: Request) -> bool:
-        """Whether the request would wait here for long, by its own measure: another replica may have it at once."""
+    def long_wait_s(self, request: Request) -> float | None:
+        """Seconds that the request would wait here, where that is long by its own measure, so that it may be better off at
+        another replica; None where it is not."""
         if isinstance(request, DecodeRequest):
             own_s = self._decodes.predict(math.prod(request.latents.shape))
         else:
             own_s = self._encodes.predict(math.prod(request.image.shape))
-        return self._worker.wait_s() > max(BUSY_S, BUSY_FACTOR * own_s)
+        wait_s = self._worker.wait_s()
+        return wait_s if wait_s > max(BUSY_S, BUSY_FACTOR * own_s) else None
 
     def fault(self) -> str | None:
         """Why nothing can be answered here any more; None where it can, however busy it is: it waits for nothing."""
@@ -181,3 +190,9 @@ async def _on(pool: ThreadPoolExecutor, run: Callable[..., T], *arguments: Any) 
 
 def _give_up(deadline_s: float | None, received: float) -> float | None:
     return None if deadline_s is None else received + deadline_s
+
+
+def _check_deadline(give_up: float | None) -> None:
+    """Before a result is written, as the device does before it begins. Raises DeadlineExceeded."""
+    if give_up is not None and time.perf_counter() > give_up:
+        raise DeadlineExceeded("The model took longer than the request's client waits for it")

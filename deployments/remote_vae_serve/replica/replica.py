@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +23,13 @@ from remote_vae.protocol.model_description import NULLABLE, ModelDescription
 from remote_vae.protocol.request import Request
 from remote_vae.protocol.result import Result
 from remote_vae.protocol.wire import PROTOCOL
+from remote_vae_serve.admission import Admission
 from remote_vae_serve.config import VAEConfig
 from remote_vae_serve.http.app import Answerer, create_model_app
 from remote_vae_serve.proxy import behind_tokens
 from remote_vae_serve.replica.event_counters import EventCounters
+from remote_vae_serve.replica.handing_back import HandedBack, HandingBack, handed_back_of
+from remote_vae_serve.replica.refusal_log import RefusalsWithoutTracebacks
 
 if TYPE_CHECKING:
     from remote_vae_serve.engine.base import Engine, Event
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ray.serve")
 
-HELD_S = 0.01
+WITHOUT_TRACEBACKS = RefusalsWithoutTracebacks()
 
 
 class VAE:
@@ -50,7 +53,10 @@ class VAE:
 
     def __init__(self, config: VAEConfig) -> None:
         self._config = config
-        self._model = serve.get_replica_context().app_name
+        context = serve.get_replica_context()
+        self._model = context.app_name
+        self._admission = Admission(self._model)
+        self._handing_back = HandingBack(context.replica_tag)
         self._pipeline: Pipeline | None = None
         self._engine: Engine | None = None
         self._failure: ModelFailed | None = None
@@ -58,36 +64,51 @@ class VAE:
         self._loading = asyncio.Lock()
         self._startup: dict[str, float] = {}
         self._events = EventCounters(self._model)
+        logger.addFilter(WITHOUT_TRACEBACKS)
         self._load()
 
     @property
     def name(self) -> str:
         return str(self._model)
 
-    async def decode(self, plain: tuple[Any, ...], may_reject: bool = False) -> tuple[Any, ...] | None:
+    async def decode(self, plain: tuple[Any, ...], handed_back: HandedBack | None = None) -> tuple[Any, ...]:
         """Decode one request: `DecodeRequest.to_plain()` in, `Result.to_plain()` out.
 
         Args:
-            may_reject: None may be answered where this replica has long work before it: ask again, another may be free. Serve
-                spreads requests by their number, which takes a video of ten seconds for as much as an image of 20 ms.
+            handed_back: of whom the request was handed back so far; None where this replica is to keep it. With it, a pair may
+                be the answer, to be added to it: this replica's name, and the seconds of work before the request. Ask again,
+                another may be free. Serve spreads requests by their number, which takes a video of ten seconds for as much as an
+                image of 20 ms.
 
         Raises:
-            RemoteVAEError: what went wrong.
+            RemoteVAEError: what went wrong; Overloaded where the client has its share of the queue, and nothing was handed back.
         """
-        return await self._answer(DecodeRequest.from_plain(plain), may_reject)
+        return await self._answer(DecodeRequest.from_plain(plain), handed_back_of(handed_back))
 
-    async def encode(self, plain: tuple[Any, ...], may_reject: bool = False) -> tuple[Any, ...] | None:
+    async def encode(self, plain: tuple[Any, ...], handed_back: HandedBack | None = None) -> tuple[Any, ...]:
         """Encode one request: `EncodeRequest.to_plain()` in, `Result.to_plain()` out; else as `decode`."""
-        return await self._answer(EncodeRequest.from_plain(plain), may_reject)
+        return await self._answer(EncodeRequest.from_plain(plain), handed_back_of(handed_back))
 
-    async def _answer(self, request: Request, may_reject: bool) -> tuple[Any, ...] | None:
+    async def _answer(self, request: Request, handed_back: HandedBack | None) -> tuple[Any, ...]:
         pipeline = await self._ready()
-        if may_reject and pipeline.is_busy_for(request):
-            # Handed back after a moment: meanwhile it counts here, and Serve's router sends the next ones elsewhere.
-            await asyncio.sleep(HELD_S)
-            if pipeline.is_busy_for(request):
-                return None
-        return (await pipeline.answer(request)).to_plain()
+        if not handed_back:
+            self._admission.check(request.client, self._config.max_requests)
+        if handed_back is not None and (wait_s := pipeline.long_wait_s(request)) is not None:
+            hold_s = self._handing_back.hold_s(wait_s, handed_back)
+            if hold_s is not None:
+                # Meanwhile it counts here, and Serve's router sends the next ones elsewhere.
+                await asyncio.sleep(hold_s)
+                if (wait_s := pipeline.long_wait_s(request)) is not None:
+                    return (self._handing_back.replica, wait_s)
+        with self._admission.place(request.client):
+            return (await pipeline.answer(request)).to_plain()
+
+    @contextlib.contextmanager
+    def place(self, client: str) -> Iterator[Answerer]:
+        """A place for a request that came by this replica's own HTTP side. Raises Overloaded."""
+        self._admission.check(client, self._config.max_requests)
+        with self._admission.place(client):
+            yield self.answer
 
     async def describe(self, wake: bool = False) -> dict[str, Any]:
         """The model as this replica sees it: `ModelDescription.to_plain()`. `wake` has a failed one try again, if it is time."""
@@ -139,7 +160,13 @@ class VAE:
         """Serve calls this after the constructor: the direct door, where the application has a path of its own."""
         config = self._config
         app = create_model_app(
-            self._model, SingleModel(self), config.max_body, config.request_timeout_s, config.has_connections
+            self._model,
+            SingleModel(self),
+            config.max_body,
+            config.request_timeout_s,
+            config.has_connections,
+            config.max_bodies,
+            config.proxies,
         )
         return behind_tokens(app)
 
@@ -170,10 +197,12 @@ class VAE:
             engine.load()
             loaded = time.monotonic()
             probe = Probe(engine)
-        except RemoteVAEError as error:
-            self._failure = ModelFailed(error.message, retry_after=self._config.retry_s)
+        except Exception as error:  # out of the constructor it would have Serve start the replica again for ever
+            known = error if isinstance(error, RemoteVAEError) else None
+            reason = known.message if known else f"it could not be loaded: {type(error).__name__}: {error}"[:600]
+            self._failure = ModelFailed(reason, retry_after=self._config.retry_s)
             self._next_try = time.monotonic() + self._config.retry_s
-            logger.error("%s cannot serve: %s", self._model, error.message)
+            logger.error("%s cannot serve: %s", self._model, reason, exc_info=None if known else error)
             return
         self._failure, self._engine, self._pipeline = None, engine, Pipeline(engine, self._model, probe.fault)
         self._startup = {
@@ -201,8 +230,8 @@ class SingleModel:
     def __init__(self, vae: VAE) -> None:
         self._vae = vae
 
-    def find(self, name: str) -> Answerer:
-        return self._vae.answer
+    def place(self, name: str, client: str) -> contextlib.AbstractContextManager[Answerer]:
+        return self._vae.place(client)
 
     def describe(self, name: str) -> ModelDescription:
         return self._vae.description()

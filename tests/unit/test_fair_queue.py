@@ -1,0 +1,62 @@
+"""The queue before the device: clients take turns, and one's own requests keep their order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from remote_vae_serve.replica.device_worker import FairQueue
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    name: str
+
+    @property
+    def client(self) -> str:
+        return self.name[0]
+
+
+def queue_of(*names: str) -> tuple[FairQueue[Job], dict[str, Job]]:
+    queue: FairQueue[Job] = FairQueue()
+    jobs = {name: Job(name) for name in names}
+    for job in jobs.values():
+        queue.append(job)
+    return queue, jobs
+
+
+def taken(queue: FairQueue[Job]) -> str:
+    names = []
+    while queue:
+        names.append(queue.popleft().name)
+    return " ".join(names)
+
+
+def test_clients_take_turns_and_their_own_requests_keep_their_order() -> None:
+    names = ("a1", "a2", "a3", "a4", "b1", "c1", "c2")
+    queue, _ = queue_of(*names)
+    assert " ".join(job.name for job in queue) == "a1 b1 c1 a2 c2 a3 a4"
+    assert taken(queue) == "a1 b1 c1 a2 c2 a3 a4"
+
+
+def test_who_comes_again_after_each_answer_waits_for_one_request_of_each_other() -> None:
+    queue, _ = queue_of(*(f"g{number}" for number in range(200)), "l0")
+    order = []
+    for number in range(1, 6):
+        for _ in range(2):
+            job = queue.popleft()
+            order.append(job.client)
+        queue.append(Job(f"l{number}"))
+    assert order == ["g", "l"] * 5
+
+
+def test_what_is_taken_out_costs_nobody_a_turn() -> None:
+    queue, jobs = queue_of("a1", "a2", "b1", "b2")
+    queue.remove(jobs["a2"])
+    queue.remove(jobs["b1"])
+    assert taken(queue) == "a1 b2"
+    with pytest.raises(ValueError, match="not in"):
+        queue.remove(jobs["a1"])
+    with pytest.raises(IndexError):
+        queue.popleft()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import signal
 import socket
@@ -17,12 +18,14 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import requests
 import yaml
 
 CONFIG = Path(__file__).parents[1] / "serve_config.yaml"
+DRAIN_S = 60.0
+"""The launcher lets requests in flight finish, and HAProxy forget what it knew."""
 STOP_S = 20.0
 RAY_WAS_LATE = "node timed out during startup"
 """Ray gives a node 30 s to come up, which no setting changes; beside other work it may take longer once."""
@@ -67,6 +70,7 @@ class LocalServer:
         self._environment = dict(environment or {})
         self._headers = {"authorization": f"Bearer {token}"} if token else {}
         self._folder = tempfile.TemporaryDirectory(prefix="remote-vae-")
+        self._sessions: set[int] = set()
         self._process: subprocess.Popen[bytes] | None = None
         self.url = f"http://127.0.0.1:{self._config['http_options']['port']}"
         self.ray_address = f"127.0.0.1:{free_port()}"
@@ -113,6 +117,26 @@ class LocalServer:
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                 env=environment, start_new_session=True,
             )  # fmt: skip
+        self._sessions = {self._process.pid}
+
+    def deploy(self, change: Callable[[dict[str, Any]], None]) -> None:
+        """`serve deploy` of its configuration, changed; Serve rolls the update out by itself."""
+        change(self._config)
+        written = Path(self._folder.name) / "changed.yaml"
+        written.write_text(yaml.safe_dump(self._config))
+        command = [sys.executable, "-m", "ray.serve.scripts", "deploy", "--address", self.dashboard, str(written)]
+        subprocess.run(command, check=True, capture_output=True, env=os.environ | self.ray_environment)
+
+    @property
+    def dashboard(self) -> str:
+        """The URL of its Ray's dashboard, which Ray says at its start."""
+        return re.findall(r"http://127\.0\.0\.1:\d+", self.log.read_text())[0]  # type: ignore[no-any-return]
+
+    @property
+    def launched(self) -> subprocess.Popen[bytes]:
+        """What was started, by the command."""
+        assert self._process is not None
+        return self._process
 
     def _has_ended(self) -> bool:
         return self._process is not None and self._process.poll() is not None
@@ -124,10 +148,11 @@ class LocalServer:
 
     def _end(self) -> None:
         if self._process is not None:
+            self.processes()  # once it has ended nobody can tell whose child was whose
             # `serve run` started from a script ignores SIGINT; SIGTERM it obeys, within seconds.
             self._process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(STOP_S)
+                self._process.wait(DRAIN_S)
             give_up = time.monotonic() + STOP_S
             while (left := self.processes()) and time.monotonic() < give_up:
                 time.sleep(0.1)
@@ -137,10 +162,15 @@ class LocalServer:
             self._process = None
 
     def processes(self, words: str = "") -> list[int]:
-        """The live processes of the server's session, its Ray and its replicas included: those with `words` in their command."""
+        """The live processes of the server, its Ray and its replicas included: those with `words` in their command.
+
+        They are in the session of what was started, or of a child of that: the launcher gives its server one of its own.
+        """
         if self._process is None:
             return []
-        return [pid for pid, session, command in _living() if session == self._process.pid and words in command]
+        found = _living()
+        self._sessions |= {process.session for process in found if process.parent == self._process.pid}
+        return [process.pid for process in found if process.session in self._sessions and words in process.command]
 
     def _ready(self) -> bool:
         try:
@@ -162,17 +192,39 @@ class LocalServer:
 
 def living(pids: Iterable[int]) -> list[int]:
     """Those of the processes that live; one that is dead and only not yet buried does not."""
-    alive = {pid for pid, *_ in _living()}
+    alive = {process.pid for process in _living()}
     return [pid for pid in pids if pid in alive]
 
 
-def _living() -> list[tuple[int, int, str]]:
-    """(process, session, command) of every live process of this machine."""
+def descendants(pid: int) -> list[int]:
+    """The live processes that a process has started, and those that these have."""
+    found = _living()
+    below, level = [], {pid}
+    while level := {process.pid for process in found if process.parent in level}:
+        below += sorted(level)
+    return below
+
+
+class Process(NamedTuple):
+    """A process of this machine."""
+
+    pid: int
+    parent: int
+    session: int
+    command: str
+
+
+def _living() -> list[Process]:
+    """Every live process of this machine."""
     # -ww: where COLUMNS is set, ps cuts its lines there, and a command with a long path loses its end.
-    columns = ["ps", "-e", "-ww", "-o", "pid=,sess=,stat=,args="]
+    columns = ["ps", "-e", "-ww", "-o", "pid=,ppid=,sess=,stat=,args="]
     listing = subprocess.run(columns, capture_output=True, text=True, check=True)
-    rows = [line.split(maxsplit=3) for line in listing.stdout.splitlines()]
-    return [(int(pid), int(session), command) for pid, session, state, command in rows if state[0] != "Z"]
+    rows = [line.split(maxsplit=4) for line in listing.stdout.splitlines()]
+    return [
+        Process(int(pid), int(parent), int(session), command)
+        for pid, parent, session, state, command in rows
+        if state[0] != "Z"
+    ]
 
 
 def _kill(pid: int) -> None:

@@ -37,6 +37,23 @@ FAST_VARIABLES = {
 """Environment variables: HAProxy in front, and what goes well with it. Set on every node of a cluster. Serve ignores one that it
 does not know: without the first, `--fast` is the proxy in Python; without any other, a setting is back at its default."""
 
+RECOVERY_VARIABLES = {"RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1"}
+"""Environment variables: how soon Serve replaces a proxy, or HAProxy, that has died: after three checks, ten seconds apart by its
+own choice. A check of a dead one fails at once, one of a busy one has ten seconds as before: no more false alarms than with
+Serve's own. Without it: half a minute of refused connections, as by default."""
+
+SILENCE_VARIABLES = {"RAY_health_check_period_ms": "1000", "RAY_health_check_timeout_ms": "3000"}
+"""Environment variables of the head: how soon Ray takes a node for dead that says nothing and resets no connection: after five
+checks without an answer. Without them: 3 s between two, 10 s for each, and requests that wait for its replicas hang a minute."""
+
+LOOPBACK_VARIABLES = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""Environment variables: a Ray of one machine, as Windows and macOS have it, whose node has the address 127.0.0.1. What Ray then
+binds to loopback: control plane, agents, metrics, workers. Without it: the address of the machine, and all interfaces."""
+
+SPILL_VARIABLE = "RAY_object_spilling_directory"
+"""Environment variable: where Ray moves objects when its store is full, and files of a store that does not fit into memory.
+Without it: into its session folder, readable to every user of the machine."""
+
 BALANCE_VARIABLE = "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM"
 """Environment variable: HAProxy's `balance`, which carries our lines of its configuration too; see `haproxy_defaults`."""
 

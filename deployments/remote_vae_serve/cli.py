@@ -16,8 +16,16 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from remote_vae.ray_internals import FAST_VARIABLES, MIDDLEWARE_VARIABLE, haproxy_defaults
+from remote_vae.ray_internals import (
+    FAST_VARIABLES,
+    LOOPBACK_VARIABLES,
+    MIDDLEWARE_VARIABLE,
+    RECOVERY_VARIABLES,
+    haproxy_defaults,
+)
 from remote_vae_serve import proxy
+from remote_vae_serve.launcher import session
+from remote_vae_serve.launcher.spill_directory import has_room, spill_directory
 from remote_vae_serve.middleware import settings
 
 if TYPE_CHECKING:
@@ -64,12 +72,24 @@ def main() -> None:
     show_default=True,
     help="Ray to serve on. `local` starts one; another must have these variables in its nodes' environment already.",
 )
-def run(config: Path, haproxy: bool, tokens: tuple[str, ...], max_body_mib: float | None, address: str) -> None:
+@click.option(
+    "--drain-s",
+    type=click.FloatRange(min=0),
+    help="Seconds that requests in flight have to finish after Ctrl-C or SIGTERM; request_timeout_s of the ingress if not given.",
+)
+def run(
+    config: Path,
+    haproxy: bool,
+    tokens: tuple[str, ...],
+    max_body_mib: float | None,
+    address: str,
+    drain_s: float | None,
+) -> None:
     """Check CONFIG (serve_config.yaml), then serve it until Ctrl-C or SIGTERM.
 
     Does what only environment variables can tell Serve (tokens, a size limit that holds before a body is read, JSON for
-    Serve's own errors), then becomes `serve run`. Serve is asked whether it does so: with tokens that it would not enforce,
-    nothing is served, exit code 1.
+    Serve's own errors), then runs `serve run`. Serve is asked whether it does so: with tokens that it would not enforce,
+    nothing is served, exit code 1. At the end requests in flight finish, within --drain-s seconds; a second signal does not wait.
 
     \b
     Example: REMOTE_VAE_TOKENS=s3cret remote-vae-serve run --haproxy
@@ -81,11 +101,12 @@ def run(config: Path, haproxy: bool, tokens: tuple[str, ...], max_body_mib: floa
     if any("," in token or not token.strip() for token in tokens):
         _fail("--token takes one token, without commas; repeat it for more", code=2)
     variables = {
+        **RECOVERY_VARIABLES,
         MIDDLEWARE_VARIABLE: proxy.IMPORT_PATH,
         settings.MAX_BODY_MIB: str(max_body_mib or checked.max_body_mib),
         **({settings.TOKENS: ",".join(tokens)} if tokens else {}),
         **(FAST_VARIABLES if haproxy else {}),
-        **(haproxy_defaults(proxy.haproxy_errors()) if address == "local" else {}),
+        **(haproxy_defaults(proxy.haproxy_lines()) | LOOPBACK_VARIABLES if address == "local" else {}),
     }
     try:
         read = settings.Settings.of(os.environ | variables)
@@ -97,12 +118,18 @@ def run(config: Path, haproxy: bool, tokens: tuple[str, ...], max_body_mib: floa
         click.echo(
             f"The Ray at {address} keeps its own environment: start its nodes with {', '.join(variables)}.", err=True
         )
+    if address == "local" and not has_room():
+        click.echo("There is no room in /dev/shm, so Ray may keep latents and results in files (docs/operate.md); in a "
+                   "container, --shm-size gives it some", err=True)  # fmt: skip
     if address == "local" and _in_use(checked.host, checked.port):
         _fail(f"{checked.host}:{checked.port} is in use, perhaps by another remote-vae; stop that one, or change "
               f"http_options.port in {config}")  # fmt: skip
     # A new interpreter, the very one that runs this: Ray reads these variables when it is imported, and here it is already.
-    command = [sys.executable, "-m", "remote_vae_serve.startup_probe", address, str(config)]
-    os.execvpe(command[0], command, os.environ | variables)
+    drain_s = checked.request_timeout_s if drain_s is None else drain_s
+    command = [sys.executable, "-m", "remote_vae_serve.launcher.server", address, str(config), str(drain_s)]
+    with spill_directory(os.environ, is_ours=address == "local") as spill:
+        code = session.run(command, {**os.environ, **variables, **spill})
+    sys.exit(code)
 
 
 @main.command(short_help="Write a configuration to start from.")

@@ -51,13 +51,14 @@ class ServeConfig:
     Attributes:
         host, port: where HTTP is answered.
         models: the arguments of each VAE application, by its name.
-        max_body_mib: of the ingress; the largest where there are several, the default where there is none.
+        max_body_mib, request_timeout_s: of the ingress; the largest where there are several, the default where there is none.
     """
 
     host: str
     port: int
     models: Mapping[str, VAEConfig]
     max_body_mib: float
+    request_timeout_s: float
 
     @classmethod
     def read(cls, path: Path) -> ServeConfig:
@@ -83,14 +84,14 @@ class ServeConfig:
     def _of(cls, written: Mapping[str, Any]) -> ServeConfig:
         http = HTTPOptionsSchema(**(written.get("http_options") or {}))
         applications = written["applications"]
-        limits = [
-            IngressConfig(**_arguments(app)).max_body_mib for app in applications if app["import_path"] == INGRESS
-        ]
+        doors = [IngressConfig(**_arguments(app)) for app in applications if app["import_path"] == INGRESS]
+        doors = doors or [IngressConfig.model_validate({})]
         return cls(
             host=http.host,
             port=http.port,
             models={app["name"]: VAEConfig(**_arguments(app)) for app in applications if app["import_path"] == VAE},
-            max_body_mib=max(limits, default=IngressConfig.model_validate({}).max_body_mib),
+            max_body_mib=max(door.max_body_mib for door in doors),
+            request_timeout_s=max(door.request_timeout_s for door in doors),
         )
 
 
@@ -172,10 +173,10 @@ def _problems_of_policy(policy: AutoscalingPolicy, where: str) -> Iterable[str]:
     if policy.policy_function not in (POLICY, POLICY.replace(":", ".")):
         return
     for key, value in policy.policy_kwargs.items():
-        if key != "idle_s":
-            yield f"{where}unknown argument {key!r}; known is idle_s"
+        if key not in ("idle_s", "turn_s"):
+            yield f"{where}unknown argument {key!r}; known are idle_s and turn_s"
         elif isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
-            yield f"{where}idle_s is {value!r}; expected a number of seconds"
+            yield f"{where}{key} is {value!r}; expected a number of seconds"
 
 
 def _unknown_keys(written: Any, schema: type[BaseModel], where: str) -> Iterable[str]:

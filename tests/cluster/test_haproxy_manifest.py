@@ -59,7 +59,7 @@ def made_of(source: str) -> dict[str, Any]:
 def test_every_ray_container_has_what_the_launcher_sets() -> None:
     launcher = (
         ray_internals.FAST_VARIABLES
-        | ray_internals.haproxy_defaults(proxy.haproxy_errors())
+        | ray_internals.haproxy_defaults(proxy.haproxy_lines())
         | {ray_internals.MIDDLEWARE_VARIABLE: proxy.IMPORT_PATH}
     )
     limit = {settings.MAX_BODY_MIB: str(by_name(SOURCE)["remote-vae"]["args"]["max_body_mib"])}
@@ -71,6 +71,19 @@ def test_every_ray_container_has_what_the_launcher_sets() -> None:
         names = [variable["name"] for variable in container["env"]]
         assert len(names) == len(set(names))
     assert generate.MAX_BODY_MIB == settings.MAX_BODY_MIB
+
+
+def test_every_ray_container_recovers_and_spills_as_under_the_launcher() -> None:
+    for container in containers(MANIFEST):
+        set_there = {one["name"]: one.get("value") for one in container["env"]}
+        assert set_there.items() >= ray_internals.RECOVERY_VARIABLES.items()
+        folder = Path(set_there[ray_internals.SPILL_VARIABLE])
+        assert str(folder.parent) in {mount["mountPath"] for mount in container["volumeMounts"]}
+
+
+def test_the_head_gives_up_a_silent_node_sooner_than_rays_default() -> None:
+    (head,) = (one for one in containers(MANIFEST) if one["name"] == "ray-head")
+    assert {one["name"]: one.get("value") for one in head["env"]}.items() >= ray_internals.SILENCE_VARIABLES.items()
 
 
 def test_tokens_come_from_an_optional_secret_and_stand_nowhere_in_the_manifest() -> None:
@@ -130,7 +143,7 @@ def scaled(target: float | None = None, most: int | None = None) -> str:
     return flux(autoscaling_config=scaling, **({} if most is None else {"max_ongoing_requests": most}))
 
 
-@pytest.mark.parametrize(("target", "most"), [(1, 1), (2, 2), (2, 3), (None, 3), (5, None)])
+@pytest.mark.parametrize(("target", "most"), [(1, 1), (2, 2), (2, 3), (None, 3), (80, None)])
 def test_a_limit_that_hides_the_load_from_the_autoscaling_is_refused(target: float | None, most: int | None) -> None:
     generate.generate(scaled(target, most), TEXTS[1])  # a handle counts what waits as well
     with pytest.raises(generate.Unfit, match="application 'flux': max_ongoing_requests is"):

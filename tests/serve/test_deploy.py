@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
-import yaml
 
 from limits import WAIT_S
 from local_server import LocalServer
@@ -29,19 +23,15 @@ def fake(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_a_model_comes_and_goes_without_touching_the_others(tmp_path: Path) -> None:
-    written: dict[str, Any] = {}
-
+def test_a_model_comes_and_goes_without_touching_the_others() -> None:
     def two_models(config: dict[str, Any]) -> None:
         config["applications"] = [config["applications"][0], fake("first"), fake("second")]
-        written.update(config)
 
     with LocalServer(models=("first", "second"), change=two_models) as server:
-        (dashboard,) = re.findall(r"http://127\.0\.0\.1:\d+", server.log.read_text())[:1]
         token = {"Authorization": f"Bearer {server.ray_environment['RAY_AUTH_TOKEN']}"}
 
         def pids() -> dict[str, list[int]]:
-            details = requests.get(f"{dashboard}/api/serve/applications/", headers=token, timeout=WAIT_S).json()
+            details = requests.get(f"{server.dashboard}/api/serve/applications/", headers=token, timeout=WAIT_S).json()
             return {
                 name: sorted(
                     replica["pid"]
@@ -52,11 +42,10 @@ def test_a_model_comes_and_goes_without_touching_the_others(tmp_path: Path) -> N
             }
 
         def deploy(*names: str) -> None:
-            config = tmp_path / "config.yaml"
-            applications = [written["applications"][0], *map(fake, names)]
-            config.write_text(yaml.safe_dump(written | {"applications": applications}))
-            command = [sys.executable, "-m", "ray.serve.scripts", "deploy", "--address", dashboard, str(config)]
-            subprocess.run(command, check=True, capture_output=True, env=os.environ | server.ray_environment)
+            def with_names(config: dict[str, Any]) -> None:
+                config["applications"] = [config["applications"][0], *map(fake, names)]
+
+            server.deploy(with_names)
 
         def until(condition: Callable[[], bool]) -> None:
             give_up = time.monotonic() + WAIT_S

@@ -142,6 +142,31 @@ def test_an_ingress_that_dies_answers_json_and_comes_back(server: LocalServer) -
     assert answers[-1].status_code == 200
 
 
+def test_sigterm_to_the_whole_group_lets_requests_in_flight_finish_and_leaves_nothing(server: LocalServer) -> None:
+    """What a supervisor sends, and, as SIGINT, Ctrl-C. The last test of the module."""
+    answers: list[int] = []
+
+    def decode() -> None:
+        answer = requests.post(f"{server.url}/slow", params=QUERY, data=BODY, headers=HEADERS, timeout=WAIT_S)
+        answers.append(answer.status_code)
+
+    waiting = [threading.Thread(target=decode) for _ in range(8)]
+    for thread in waiting:
+        thread.start()
+    time.sleep(DECODE_S / 2)  # one is being decoded, the others wait in the replica
+    started = server.processes()
+    launcher = server.launched
+    os.killpg(launcher.pid, signal.SIGTERM)
+    for thread in waiting:
+        thread.join()
+    assert answers == [200] * 8
+    assert launcher.wait(WAIT_S) == 0
+    assert not living(started)
+    log = server.log.read_text(errors="replace")
+    assert "requests in flight have 300 s to finish" in log
+    assert "Traceback" not in log[log.index("Stopping: ") :]
+
+
 def _pids(server: LocalServer, deployment: str) -> list[int]:
     pids = server.processes(f"ServeReplica:remote-vae:{deployment}")
     assert pids

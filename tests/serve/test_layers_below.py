@@ -254,6 +254,15 @@ def test_a_body_that_waits_to_be_asked_for_is_asked_for(mode: Mode) -> None:
     assert (answer.status, answer.content_type) == (200, "image/jpeg")
 
 
+@pytest.mark.parametrize("header", [b"x-request-id", b"x-request-timeout-seconds"])
+def test_a_header_that_is_no_utf8_is_nobodys_fault_under_the_launcher(mode: Mode, header: bytes) -> None:
+    answer = mode.ask(f"/fake?{QUERY}", "POST", header + b": \xff\xfe\r\n", BODY)
+    if mode.is_plain:
+        assert_text(answer, 500, "Internal Server Error", errors.InternalError)
+    else:
+        assert (answer.status, answer.content_type) == (200, "image/jpeg")
+
+
 POST = f"POST /fake?{QUERY} HTTP/1.1\r\nHost: x\r\n".encode()
 MALFORMED = {
     "no HTTP": b"hello there\r\n\r\n",

@@ -17,7 +17,8 @@ from remote_vae.ray_internals import BALANCE_VARIABLE
 from remote_vae_serve.cli import main
 from remote_vae_serve.config import VAEConfig
 from remote_vae_serve.families import table
-from remote_vae_serve.proxy import haproxy_errors
+from remote_vae_serve.launcher import session
+from remote_vae_serve.proxy import haproxy_lines
 from samples import save_tiny_vae
 
 SHIPPED = Path(__file__).parents[2] / "serve_config.yaml"
@@ -244,8 +245,9 @@ def test_fetch_says_where_the_weights_are_and_goes_on_after_a_failure(here: Path
 @pytest.mark.parametrize(
     ("written", "said"),
     [
-        ({"policy_kwargs": {"idle_sec": 900}}, "unknown argument 'idle_sec'; known is idle_s"),
+        ({"policy_kwargs": {"idle_sec": 900}}, "unknown argument 'idle_sec'; known are idle_s and turn_s"),
         ({"policy_kwargs": {"idle_s": "abc"}}, "idle_s is 'abc'; expected a number of seconds"),
+        ({"policy_kwargs": {"turn_s": -1}}, "turn_s is -1; expected a number of seconds"),
         ({"policy_function": "remote_vae_serve.scaling:YieldWenIdle"}, "YieldWenIdle"),
         ({"policy_function": "remote_vae_serve.scalin:YieldWhenIdle"}, "remote_vae_serve.scalin"),
     ],
@@ -278,9 +280,9 @@ def test_run_refuses_a_port_that_somebody_answers_on(here: Path) -> None:
 
 @pytest.fixture
 def started(here: Path, monkeypatch: pytest.MonkeyPatch) -> list[Config]:
-    """The environments of what `run` would have become."""
+    """The environments of the servers that `run` would have started."""
     environments: list[Config] = []
-    monkeypatch.setattr("os.execvpe", lambda *arguments: environments.append(arguments[2]))
+    monkeypatch.setattr(session, "run", lambda _, environment: environments.append(environment) or 0)
     monkeypatch.setattr("remote_vae_serve.cli._in_use", lambda *_: False)
     command("init")
     return environments
@@ -292,7 +294,7 @@ def test_run_has_haproxy_answer_in_json_after_the_operators_own_algorithm(starte
         assert command("run", "--haproxy", **chosen).exit_code == 0
         written = started.pop()[BALANCE_VARIABLE].splitlines()
         assert written[0] == algorithm
-        assert [line.strip() for line in written[1:]] == haproxy_errors()
+        assert [line.strip() for line in written[1:]] == haproxy_lines()
 
 
 def test_run_leaves_haproxy_alone_where_serve_writes_its_configuration_otherwise(

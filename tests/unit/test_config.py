@@ -24,7 +24,7 @@ BUILDERS = {"remote_vae_serve.app:vae": VAEConfig, "remote_vae_serve.app:ingress
         (VAEConfig, {"source": "demo", "fake": {"chanels": 4}}, "'chanels'; did you mean 'channels'"),
         (IngressConfig, {"deadline": 3}, "'deadline'; did you mean 'request_timeout_s'"),
         (IngressConfig, {"request_timeout": 3}, "'request_timeout'; did you mean 'request_timeout_s'"),
-        (IngressConfig, {"zzz": 3}, "'zzz'; known are max_body_mib, request_timeout_s, models"),
+        (IngressConfig, {"zzz": 3}, "'zzz'; known are max_body_mib, max_bodies_mib, request_timeout_s"),
     ],
 )
 def test_an_unknown_key_names_the_nearest_known_one(

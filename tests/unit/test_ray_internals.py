@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from ray import cloudpickle
+from ray._private import ray_constants
 from ray.experimental import internal_kv
 from ray.serve import autoscaling_policy, context
 from ray.serve._private import (
@@ -45,7 +47,7 @@ from remote_vae_serve.ingress.ingress import Ingress
 from remote_vae_serve.middleware.json_errors import JSONErrors
 from remote_vae_serve.middleware.size_limit import SizeLimit
 from remote_vae_serve.middleware.tokens import Tokens
-from remote_vae_serve.proxy import IMPORT_PATH, haproxy_errors, middlewares
+from remote_vae_serve.proxy import IMPORT_PATH, haproxy_lines, middlewares
 from remote_vae_serve.replica.replica import VAE
 
 ROOT = Path(__file__).parents[2]
@@ -91,15 +93,33 @@ def test_the_first_of_the_middleware_is_the_innermost(monkeypatch: pytest.Monkey
     )
 
 
-@pytest.mark.parametrize("variable", [*ray_internals.FAST_VARIABLES, ray_internals.BALANCE_VARIABLE])
-def test_serve_reads_the_variables_of_fast(variable: str) -> None:
+@pytest.mark.parametrize(
+    "variable",
+    [*ray_internals.FAST_VARIABLES, *ray_internals.RECOVERY_VARIABLES, ray_internals.BALANCE_VARIABLE],
+)
+def test_serve_reads_the_variables_of_the_launcher(variable: str) -> None:
     folder = Path(constants.__file__).parent
     found = any(f'"{variable}"' in path.read_text() for path in folder.glob("*.py"))
-    assert found, f"Serve does not read {variable} any more: `run --fast` is not what docs/operate.md says"
+    assert found, f"Serve does not read {variable} any more: `run` is not what docs/operate.md says"
+
+
+def test_ray_reads_the_variable_of_a_ray_on_loopback() -> None:
+    """tests/serve/test_listening.py holds what comes of it."""
+    (variable,) = ray_internals.LOOPBACK_VARIABLES
+    assert variable in vars(ray_constants).values()
+
+
+@pytest.mark.parametrize("variable", [ray_internals.SPILL_VARIABLE, *ray_internals.SILENCE_VARIABLES])
+def test_rays_own_processes_have_the_setting(variable: str) -> None:
+    """What comes of it: tests/serve/test_spilling.py, and benchmarks.nodes for how soon a silent node is given up."""
+    folder = Path(ray.__file__).parent / "core/src/ray"
+    name = variable.removeprefix("RAY_").encode()
+    for process in ("raylet/raylet", "gcs/gcs_server"):
+        assert name in folder.joinpath(process).read_bytes(), f"{process} knows no {variable} any more"
 
 
 def test_haproxy_takes_more_lines_where_the_balance_is_written() -> None:
-    assert ray_internals.haproxy_defaults(haproxy_errors()), "HAProxy's own 502, 503 and 504 are text instead of JSON"
+    assert ray_internals.haproxy_defaults(haproxy_lines()), "HAProxy's own 502, 503 and 504 are text instead of JSON"
     text = "\n".join(value for value in vars(haproxy_templates).values() if isinstance(value, str))
     assert text.count("config.balance_algorithm") == 1, (
         "our lines of HAProxy's configuration are written elsewhere too: no start"

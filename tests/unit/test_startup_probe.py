@@ -15,9 +15,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from local_server import free_port
 from remote_vae.ray_internals import HTTPTarget
-from remote_vae_serve import proxy, startup_probe
+from remote_vae_serve import proxy
+from remote_vae_serve.launcher import server, startup_probe
+from remote_vae_serve.launcher.startup_probe import MiddlewareMissing, Probe, refusal
 from remote_vae_serve.middleware import settings
-from remote_vae_serve.startup_probe import MiddlewareMissing, Probe, refusal
 from served import served
 
 
@@ -101,9 +102,9 @@ def test_somebody_else_at_the_port_is_no_refusal_of_ours() -> None:
 def begun(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> list[str]:
     """What `main` did with Serve, which does not start here; one process without the middleware is there."""
     done: list[str] = []
-    monkeypatch.setattr(startup_probe, "start_serve", lambda *_: done.append("started"))
-    monkeypatch.setattr(startup_probe, "serve_run", lambda *_: done.append("deployed"))
-    monkeypatch.setattr(startup_probe, "INTERVAL_S", 0)
+    monkeypatch.setattr(server, "start_serve", lambda *_: done.append("started"))
+    monkeypatch.setattr(server, "serve_run", lambda *_: done.append("deployed"))
+    monkeypatch.setattr(server, "INTERVAL_S", 0)
     monkeypatch.setattr("ray.shutdown", lambda: done.append("ray ended"))
     monkeypatch.setattr("ray.serve.shutdown", lambda: done.append("serve ended"))
     (tmp_path / "c.yaml").write_text("applications: []")
@@ -121,7 +122,7 @@ def test_with_tokens_nothing_is_deployed_and_the_sentence_says_what_to_do(
         if changed:
             monkeypatch.setattr(startup_probe, "http_targets", lambda: begun.no_such_attribute)  # type: ignore[attr-defined]
         with pytest.raises(SystemExit) as ended:
-            startup_probe.main("local", "c.yaml")
+            server.main("local", "c.yaml", 0)
     assert (ended.value.code, begun) == (1, ["started", "ray ended"])
     said = capsys.readouterr().err
     for words in ("REMOTE_VAE_TOKENS would not be enforced", "nothing is served", "RAY_SERVE_", "install the ray"):
@@ -144,7 +145,7 @@ def test_nothing_is_deployed_before_the_first_proxy_is_there_and_was_asked(
         monkeypatch.setattr(startup_probe, "http_targets", asked)
         monkeypatch.setattr(startup_probe, "PATIENCE_S", -1)
         with pytest.raises(SystemExit):
-            startup_probe.main("local", "c.yaml")
+            server.main("local", "c.yaml", 0)
     assert begun == ["started", "asked", "asked", "asked", "deployed", "asked", "ray ended"]
 
 
@@ -155,7 +156,7 @@ def test_where_nobody_ever_answers_http_nothing_is_served_with_tokens(
     answering(monkeypatch)
     monkeypatch.setattr(startup_probe, "FIRST_PROXY_S", -1)
     with pytest.raises(SystemExit):
-        startup_probe.main("local", "c.yaml")
+        server.main("local", "c.yaml", 0)
     assert "deployed" not in begun
 
 
@@ -165,7 +166,7 @@ def test_a_replica_that_comes_later_ends_what_was_deployed(begun: list[str], mon
         later = [target(url), target(bare)]
         monkeypatch.setattr(startup_probe, "http_targets", lambda: later if "deployed" in begun else later[:1])
         with pytest.raises(SystemExit, match="1"):
-            startup_probe.main("auto", "c.yaml")
+            server.main("auto", "c.yaml", 0)
     assert begun == ["started", "deployed", "serve ended"]
 
 
@@ -179,8 +180,8 @@ def test_without_tokens_it_is_said_and_served_all_the_same(
 
     with served(serves) as url:
         answering(monkeypatch, target(url))
-        monkeypatch.setattr(startup_probe, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: 0.0))
-        startup_probe.main("local", "c.yaml")
+        monkeypatch.setattr(server, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: 0.0))
+        server.main("local", "c.yaml", 0)
     assert begun == ["started", "deployed", "serve ended"]
     assert "over the limit are read before they are refused" in capsys.readouterr().err
 

@@ -1,10 +1,9 @@
-"""Startup probe: `serve run`, after every process that answers HTTP was asked whether it has our middleware (`proxy`) in front.
+"""Startup probe: whether every process that answers HTTP has our middleware (`proxy`) in front.
 
-`python -m remote_vae_serve.startup_probe ADDRESS CONFIG` is what `remote-vae-serve run` becomes. Serve is told of the
-middleware by an environment variable, and ignores one that it does not know: under a Ray that renamed it, or on a node without
-it, everybody would be served. Serve's proxies are asked before there is an application; the replicas behind HAProxy, which
-have HTTP only with one, as soon as they listen: until then `proxy.behind_tokens` holds. With tokens set, one process without
-the middleware stops the server, exit code 1.
+Serve is told of the middleware by an environment variable, and ignores one that it does not know: under a Ray that renamed it,
+or on a node without it, everybody would be served. Serve's proxies are asked before there is an application; the replicas behind
+HAProxy, which have HTTP only with one, as soon as they listen: until then `proxy.behind_tokens` holds. With tokens set, one
+process without the middleware stops the server.
 """
 
 from __future__ import annotations
@@ -15,21 +14,16 @@ import ssl
 import sys
 import time
 from dataclasses import dataclass, field
-from os import environ
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-import yaml
-
-from remote_vae.ray_internals import MIDDLEWARE_VARIABLE, HTTPTarget, http_targets, serve_run, start_serve
-from remote_vae_serve.middleware.settings import TOKENS, Settings
+from remote_vae.ray_internals import MIDDLEWARE_VARIABLE, HTTPTarget, http_targets
+from remote_vae_serve.middleware.settings import TOKENS
 
 PATH = "/-/routes"
 """Answered by Serve itself, never by an application: only what is in front of Serve can refuse it."""
 ANNOUNCED = 2**62
 """Bytes of a body that nobody sends; SizeLimit refuses it by its length alone."""
 WILDCARDS = ("0.0.0.0", "::", "")
-INTERVAL_S = 1.0
 PATIENCE_S = 30.0
 FIRST_PROXY_S = 120.0
 """A proxy that is not ready in time Serve starts anew, so that the first takes long on a busy machine."""
@@ -109,36 +103,7 @@ def refusal(host: str, port: int, tls: bool = False) -> str:
         connection.close()
 
 
-def main(address: str, path: str) -> None:
-    """Serve the configuration until Ctrl-C or SIGTERM. Exits with 1 where tokens are set and would not be asked for."""
-    import ray
-    from ray import serve
-    from ray.serve.config import ProxyLocation
-    from ray.serve.schema import ServeDeploySchema
-
-    settings = Settings.of(environ)
-    config = ServeDeploySchema.model_validate(yaml.safe_load(Path(path).read_text()))
-    deployed = False
-    try:
-        start_serve(address, config)
-        probe = Probe(config.http_options.host, bool(config.http_options.ssl_certfile), bool(settings.tokens))
-        watching = config.proxy_location is not ProxyLocation.Disabled and _begin(probe)
-        serve_run(path)
-        deployed = True
-        while True:
-            time.sleep(INTERVAL_S)
-            watching = watching and _goes_on(probe)
-    except MiddlewareMissing as error:
-        if address == "local":
-            ray.shutdown()  # the whole Ray is ours: sooner gone than Serve, which lets its replicas finish
-        elif deployed:
-            serve.shutdown()
-        _refuse(error)
-    except KeyboardInterrupt:
-        serve.shutdown()
-
-
-def _begin(probe: Probe) -> bool:
+def begin(probe: Probe) -> bool:
     """Ask the proxies, once there are any. Whether to go on asking."""
     give_up = time.monotonic() + FIRST_PROXY_S
     try:
@@ -155,7 +120,7 @@ def _begin(probe: Probe) -> bool:
     return True
 
 
-def _goes_on(probe: Probe) -> bool:
+def goes_on(probe: Probe) -> bool:
     """Ask those who came since. Whether to go on asking."""
     try:
         probe.ask()
@@ -174,7 +139,8 @@ def _warn_or_raise(probe: Probe, error: MiddlewareMissing) -> None:
           f"{_advice()}", file=sys.stderr, flush=True)  # fmt: skip
 
 
-def _refuse(error: MiddlewareMissing) -> NoReturn:
+def refuse(error: MiddlewareMissing) -> NoReturn:
+    """End the process with the reason, exit code 1."""
     print(f"{error}, so {TOKENS} would not be enforced; nothing is served. {_advice()}", file=sys.stderr, flush=True)
     sys.exit(1)
 
@@ -187,8 +153,3 @@ def _advice() -> str:
         "install the ray that remote-vae's pyproject.toml allows and restart the nodes, or check tokens in a proxy of your own "
         f"and unset {TOKENS}"
     )
-
-
-if __name__ == "__main__":
-    arguments: list[Any] = sys.argv[1:]
-    main(*arguments)

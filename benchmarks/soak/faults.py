@@ -1,0 +1,156 @@
+"""What is broken on purpose: one thing after the other, while requests go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+
+from benchmarks.soak.works import FAKE
+from local_server import LocalServer
+
+HELD_MIB, HELD_S = 20, 8.0
+FROZEN_S = 8.0
+STORM, STORM_S = 50, 3.0
+FAKE_DECODE_S = 0.05
+HOSTILE = (
+    b"GET /models HTTP/1.1\r\nHost: x\r\nnonsense\r\n\r\n",
+    b"POST /fake HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999999999\r\n\r\n",
+    b"POST /fake?shape=1&shape=4&shape=8&shape=8&dtype=float32 HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n0123456789",
+    b"POST /fake?shape=-1&dtype=object HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n",
+    b"POST /fake HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    b"POST /fake/encode HTTP/1.1\r\nHost: x\r\nContent-Length: 8\r\n\r\n\x89PNG\r\n\x1a\n",
+)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that happened to the server.
+
+    Attributes:
+        at: seconds since 1970.
+        hit: whether there was anything to break.
+    """
+
+    name: str
+    at: float
+    hit: bool
+
+
+def kill(words: str) -> Callable[[LocalServer], bool]:
+    """SIGKILL to one process with those words in its command."""
+
+    def run(server: LocalServer) -> bool:
+        for pid in server.processes(words)[:1]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                return True
+        return False
+
+    return run
+
+
+def freeze(words: str) -> Callable[[LocalServer], bool]:
+    """A process that falls silent for a while, and goes on where it was."""
+
+    def run(server: LocalServer) -> bool:
+        pids = server.processes(words)[:1]
+        for number, pause_s in ((signal.SIGSTOP, FROZEN_S), (signal.SIGCONT, 0.0)):
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            time.sleep(pause_s)
+        return bool(pids)
+
+    return run
+
+
+def storm(server: LocalServer) -> bool:
+    """Many clients at once that do not wait for their answers."""
+    until = time.monotonic() + STORM_S
+    body = bytes(4 * 4 * 64)
+    query = {"shape": [1, 4, 8, 8], "dtype": "float32"}
+
+    def hurry() -> None:
+        while time.monotonic() < until:
+            with suppress(requests.RequestException):
+                requests.post(f"{server.url}/fake", params=query, data=body, timeout=(1, 0.2))
+
+    threads = [threading.Thread(target=hurry) for _ in range(STORM)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return True
+
+
+def hold_bodies_back(server: LocalServer) -> bool:
+    """Large bodies whose last byte does not come."""
+    held = []
+    for _ in range(10):
+        with suppress(OSError):
+            connection = _connected(server)
+            size = HELD_MIB * 2**20
+            head = b"POST /fake HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size
+            connection.sendall(head + bytes(size - 1))
+            held.append(connection)
+    time.sleep(HELD_S)
+    for connection in held:
+        connection.close()
+    return bool(held)
+
+
+def hostile(server: LocalServer) -> bool:
+    """Requests that no client sends by mistake."""
+    for request in HOSTILE * 5:
+        with suppress(OSError), _connected(server) as connection:
+            connection.sendall(request)
+            connection.recv(65536)
+    return True
+
+
+def update(server: LocalServer) -> bool:
+    """Other arguments for the fake model: its replicas are replaced one after the other."""
+
+    def change(config: dict[str, Any]) -> None:
+        (model,) = [app for app in config["applications"] if app["name"] == FAKE]
+        fake = model["args"]["fake"]
+        fake["decode_s"] = FAKE_DECODE_S if fake["decode_s"] != FAKE_DECODE_S else FAKE_DECODE_S + 0.01
+
+    try:
+        server.deploy(change)
+    except subprocess.CalledProcessError:  # the controller is not back yet
+        return False
+    return True
+
+
+def _connected(server: LocalServer) -> socket.socket:
+    parts = urlsplit(server.url)
+    return socket.create_connection((str(parts.hostname), int(parts.port or 0)), timeout=5)
+
+
+def faults(haproxy: bool) -> Mapping[str, Callable[[LocalServer], bool]]:
+    """Those that there are under this proxy, by name."""
+    proxies = {"HAProxy killed": kill("haproxy -")} if haproxy else {"proxy killed": kill("ray::ProxyActor")}
+    return {
+        "replica killed": kill("ServeReplica:fake:VAE"),
+        "ingress killed": kill("ServeReplica:remote-vae:Ingress"),
+        "bodies held back": hold_bodies_back,
+        **proxies,
+        "hostile requests": hostile,
+        "replica silent": freeze("ServeReplica:fake:VAE"),
+        "controller killed": kill("ServeController"),
+        "storm": storm,
+        "update": update,
+        "real model's replica killed": kill("ServeReplica:demo:VAE"),
+    }

@@ -1,0 +1,95 @@
+"""What the server's processes hold: memory and file handles, by what they are; and which of them grows."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+OURS = {
+    "ingress": re.compile(r"ServeReplica:remote-vae"),
+    "replica": re.compile(r"ServeReplica:(fake|demo)"),
+    "proxy": re.compile(r"ray::ProxyActor"),
+    "HAProxy": re.compile(r"haproxy -"),
+    "launcher": re.compile(r"remote_vae_serve"),
+}
+RAY = "Ray"
+SETTLED_S = 60.0
+"""After its first requests a process has what it keeps."""
+MORE, MORE_MIB, MORE_HANDLES = 0.05, 24.0, 24
+
+
+@dataclass(frozen=True)
+class Holding:
+    """Of one process: resident memory in MiB, open files, and seconds since it started."""
+
+    pid: int
+    mib: float
+    handles: int
+    age_s: float
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Of one kind of process, between its first one and its last one at the same age, or of one that lived all along."""
+
+    kind: str
+    before: Holding
+    after: Holding
+
+    @property
+    def is_leak(self) -> bool:
+        """More than what noise is: five per cent and some, or handles by the dozen."""
+        more_mib = self.after.mib - self.before.mib
+        return (
+            more_mib > max(MORE_MIB, self.before.mib * MORE) or self.after.handles > self.before.handles + MORE_HANDLES
+        )
+
+
+class Watch:
+    """Looks at the processes now and then."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, dict[int, list[Holding]]] = defaultdict(lambda: defaultdict(list))
+
+    def look(self, pids: Iterable[int]) -> None:
+        for kind, found in holdings(pids).items():
+            for holding in found:
+                self._seen[kind][holding.pid].append(holding)
+
+    def growths(self) -> list[Growth]:
+        """Of each kind of ours, as far as any process lived long enough to tell."""
+        found = []
+        for kind, processes in self._seen.items():
+            lives = [looks for looks in processes.values() if looks[-1].age_s >= SETTLED_S]
+            if kind == RAY or not lives:
+                continue
+            last = lives[-1]  # in the order they were first seen
+            after = last[-1]
+            others = [look for looks in lives if looks is not last for look in looks if look.age_s >= SETTLED_S]
+            settled = [look for look in last if look.age_s >= SETTLED_S]
+            before = min(others or settled, key=lambda look: abs(look.age_s - after.age_s) if others else look.age_s)
+            found.append(Growth(kind, before, after))
+        return found
+
+
+def holdings(pids: Iterable[int]) -> Mapping[str, list[Holding]]:
+    """By kind; `Ray` is whatever is not ours."""
+    found: dict[str, list[Holding]] = defaultdict(list)
+    for pid in pids:
+        with suppress(OSError, ValueError, IndexError):
+            command = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+            kind = next((name for name, pattern in OURS.items() if pattern.search(command)), RAY)
+            found[kind].append(_holding(pid))
+    return found
+
+
+def _holding(pid: int) -> Holding:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    started = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]) / 100
+    up_s = float(Path("/proc/uptime").read_text().split()[0])
+    handles = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    return Holding(pid, pages * 4096 / 2**20, handles, up_s - started)

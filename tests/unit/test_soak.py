@@ -1,0 +1,119 @@
+"""The soak test's judgement: what counts as lost, which silence is whose, and that a leak is seen."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from benchmarks.soak import processes, report
+from benchmarks.soak.clients import Clients, ours, plain
+from benchmarks.soak.faults import Fault
+from benchmarks.soak.outcomes import Answer, Outcome
+from benchmarks.soak.processes import Growth, Holding, Watch
+from benchmarks.soak.works import Work, works
+
+from in_process import InProcess, fake_engine, pipeline_of
+from limits import WAIT_S
+from remote_vae import RemoteVAE
+from remote_vae_serve.http.app import create_app
+from scripted_server import ScriptedServer
+from served import served
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with served(create_app(InProcess(fake=pipeline_of(fake_engine(), "fake").answer), 2**26, WAIT_S)) as url:
+        yield url
+
+
+IMAGES = [work for work in works() if work.model == "fake"]
+
+
+def test_a_right_reply_is_right_and_another_is_wrong(url: str) -> None:
+    with RemoteVAE(f"{url}/fake") as vae:
+        for work in IMAGES:
+            other = Work(work.name, work.model, work.verb, work.sent, work.expected + 1e-3)
+            for ask in (lambda one: ours(vae, one), lambda one: plain(url, one)):
+                assert ask(work) == (Outcome.RIGHT, "")
+                assert ask(other)[0] is Outcome.WRONG
+
+
+def test_an_error_of_the_contract_is_a_refusal_to_a_plain_client_and_a_loss_to_ours(url: str) -> None:
+    unknown = Work("x", "nobody", "decode", torch.zeros(1, 4, 8, 8), torch.zeros(1))
+    assert plain(url, unknown)[0] is Outcome.REFUSED
+    with RemoteVAE(f"{url}/nobody") as vae:
+        assert ours(vae, unknown)[0] is Outcome.LOST
+
+
+def test_a_strangers_error_and_a_cut_connection_are_losses() -> None:
+    def text(exchange: object) -> None:
+        exchange.answer(503, {"content-type": "text/plain"}, b"no")  # type: ignore[attr-defined]
+
+    with ScriptedServer(text) as server:
+        assert plain(server.url.removesuffix("/fake"), IMAGES[0])[0] is Outcome.LOST
+    assert plain(server.url.removesuffix("/fake"), IMAGES[0])[0] is Outcome.LOST
+
+
+def test_clients_ask_in_turn_until_they_are_stopped() -> None:
+    heard: list[Answer] = []
+    clients = Clients("ours", [lambda work: (Outcome.RIGHT, "")] * 2, IMAGES, heard.append)
+    give_up = time.monotonic() + WAIT_S
+    while len(heard) < 10:
+        assert time.monotonic() < give_up
+    assert clients.stop() == 0
+    assert {answer.work for answer in heard} == {work.name for work in IMAGES}
+    assert Answer.from_json(heard[0].to_json()) == heard[0]
+
+
+def answered(at: float, outcome: Outcome = Outcome.RIGHT) -> Answer:
+    return Answer("plain", "image", outcome, at - 0.1, 0.1, "why")
+
+
+def test_a_silence_is_the_longest_time_without_a_right_answer_after_a_fault() -> None:
+    answers = [answered(at) for at in (0.0, 10.0, 11.0, 15.5, 16.0, 17.0)] + [answered(13.0, Outcome.LOST)]
+    lines = report.silences_table(answers, [Fault("killed", 11.2, True), Fault("missed", 12.0, False)])
+    assert "| killed | 1 | 4.5 s | 4.5 s |" in lines
+    assert "| missed | 0 | - | - |" in lines
+    assert "| plain | 7 | 6 | 0 | 1 | 0 | 0 |" in report.outcomes_table(answers)[2]
+    assert report.what_went_wrong(answers) == ["- 1 x plain, lost: `why`"]
+
+
+LEAKS = """
+import sys
+print("up", flush=True)
+sys.stdin.readline()
+held = bytearray(b"x" * 2**27) if sys.argv[1] == "memory" else None
+print("grown", flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize(("leaks", "is_seen"), [("memory", True), ("nothing", False)])
+def test_a_planted_leak_is_seen(leaks: str, is_seen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "SETTLED_S", 0.0)
+    command = [sys.executable, "-c", LEAKS, leaks, "ServeReplica:fake:VAE"]
+    watch = Watch()
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for _ in range(2):
+            process.stdout.readline()
+            watch.look([process.pid])
+            process.stdin.write(b"\n")
+    (growth,) = watch.growths()
+    assert growth.kind == "replica"
+    assert growth.is_leak == is_seen
+
+
+@pytest.mark.parametrize(("mib", "handles", "is_leak"), [(500.0, 10, False), (524.0, 10, False), (530.0, 10, True),
+                                                         (500.0, 40, True)])  # fmt: skip
+def test_noise_is_no_leak(mib: float, handles: int, is_leak: bool) -> None:
+    before = Holding(1, 500.0, 10, 60.0)
+    assert Growth("ingress", before, Holding(1, mib, handles, 600.0)).is_leak == is_leak

@@ -32,20 +32,21 @@ MAY_IMPORT = {
     "remote_vae.cli": "errors protocol transports calls client .",
     "remote_vae_serve": "",
     "remote_vae_serve.config": "",
+    "remote_vae_serve.admission": "",
     "remote_vae_serve.scaling": "",
     "remote_vae_serve.families": "",
     "remote_vae_serve.processing": "families",
     "remote_vae_serve.codecs": "families processing",
     "remote_vae_serve.engine": "config families processing codecs",
     "remote_vae_serve.http": "",
-    "remote_vae_serve.middleware": "config",
+    "remote_vae_serve.middleware": "config http",
     "remote_vae_serve.proxy": "middleware",
-    "remote_vae_serve.startup_probe": "proxy middleware",
-    "remote_vae_serve.replica": "config families processing codecs engine http proxy",
-    "remote_vae_serve.ingress": "config http proxy scaling",
+    "remote_vae_serve.launcher": "proxy middleware",
+    "remote_vae_serve.replica": "admission config families processing codecs engine http proxy",
+    "remote_vae_serve.ingress": "admission config http proxy scaling",
     "remote_vae_serve.serve_config": "config http ingress",
     "remote_vae_serve.app": "config engine ingress replica",
-    "remote_vae_serve.cli": "config engine families http ingress middleware proxy serve_config",
+    "remote_vae_serve.cli": "config engine families http ingress launcher middleware proxy serve_config",
 }  # fmt: skip
 OF_THE_CLIENT = {"remote_vae.errors", "remote_vae.protocol", "remote_vae.ray_internals"}
 """What every folder of the server may import; who calls through Ray handles also the transports."""
@@ -53,7 +54,7 @@ MAY_KNOW = {
     "ray": {
         "remote_vae.ray_internals", "remote_vae.transports", "remote_vae_serve.app", "remote_vae_serve.cli",
         "remote_vae_serve.ingress", "remote_vae_serve.replica", "remote_vae_serve.scaling", "remote_vae_serve.serve_config",
-        "remote_vae_serve.startup_probe",
+        "remote_vae_serve.launcher",
     },
     "torch": {
         "remote_vae.autoencoder", "remote_vae_serve.families", "remote_vae_serve.processing", "remote_vae_serve.codecs",

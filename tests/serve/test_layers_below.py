@@ -147,7 +147,7 @@ def assert_text(answer: Answer, status: int, words: str, kind: type[RemoteVAEErr
     assert words in error.message
 
 
-def assert_json(answer: Answer, status: int, kind: type[RemoteVAEError]) -> None:
+def assert_json(answer: Answer, status: int, kind: type[RemoteVAEError], is_coming_up: bool = False) -> None:
     assert (answer.status, answer.content_type) == (status, "application/json"), answer
     assert answer.fields is not None, answer
     assert answer.fields["request_id"] == answer.headers["x-request-id"]
@@ -155,7 +155,7 @@ def assert_json(answer: Answer, status: int, kind: type[RemoteVAEError]) -> None
     error = errors.parse(answer.status, answer.headers, answer.body)
     assert type(error) is kind
     assert error.message == answer.fields["error"]
-    retried = isinstance(error, errors.Unavailable)
+    retried = isinstance(error, errors.Unavailable) or is_coming_up
     assert (error.retry_after is not None) == retried
 
 
@@ -164,7 +164,7 @@ def test_before_there_is_an_application_a_404_comes(mode: Mode) -> None:
     assert mode.before
     for answer in mode.before:
         if mode.name == "launcher":
-            assert_json(answer, 404, errors.UnknownRoute)
+            assert_json(answer, 404, errors.UnknownRoute, is_coming_up=True)
         else:
             assert_text(answer, 404, "Path '/fake' not found", errors.UnknownRoute)
 

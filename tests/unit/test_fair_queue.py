@@ -18,15 +18,15 @@ class Job:
         return self.name[0]
 
 
-def queue_of(*names: str) -> tuple[FairQueue[Job], dict[str, Job]]:
-    queue: FairQueue[Job] = FairQueue()
+def queue_of(*names: str) -> tuple[FairQueue, dict[str, Job]]:
+    queue: FairQueue = FairQueue()
     jobs = {name: Job(name) for name in names}
     for job in jobs.values():
         queue.append(job)
     return queue, jobs
 
 
-def taken(queue: FairQueue[Job]) -> str:
+def taken(queue: FairQueue) -> str:
     names = []
     while queue:
         names.append(queue.popleft().name)
@@ -38,6 +38,16 @@ def test_clients_take_turns_and_their_own_requests_keep_their_order() -> None:
     queue, _ = queue_of(*names)
     assert " ".join(job.name for job in queue) == "a1 b1 c1 a2 c2 a3 a4"
     assert taken(queue) == "a1 b1 c1 a2 c2 a3 a4"
+
+
+@pytest.mark.parametrize(
+    ("client", "before"),
+    [("l", "a1 b1 c1"), ("b", "a1 a2 b1 c1 c2"), ("a", "a1 a2 a3 a4 b1 c1 c2"), ("c", "a1 a2 a3 b1 c1 c2")],
+)
+def test_what_a_request_waits_for_is_the_turns_before_its_own(client: str, before: str) -> None:
+    """Not all that wait: who has one at a time waits for one of each other."""
+    queue, _ = queue_of("a1", "a2", "a3", "a4", "b1", "c1", "c2")
+    assert " ".join(sorted(job.name for job in queue.before(client))) == before
 
 
 def test_who_comes_again_after_each_answer_waits_for_one_request_of_each_other() -> None:

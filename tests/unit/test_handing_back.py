@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -45,6 +46,13 @@ def test_where_there_seems_to_be_no_other_it_is_kept_soon() -> None:
 def test_what_no_replica_has_said_is_refused(strange: Any) -> None:
     with pytest.raises(BadRequest, match="handed_back"):
         handed_back_of(strange)
+
+
+def test_one_whose_device_has_ended_hands_back_to_whoever_is_there() -> None:
+    ended = [("ended", math.inf)]
+    assert handed_back_of(ended) == ended
+    assert HandingBack("ended").hold_s(math.inf, ()) == FIRST_HOLD_S
+    assert HandingBack("another").hold_s(10.0, ended) is None, "it is better off here"
 
 
 class Response:

@@ -11,6 +11,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from itertools import islice
 from typing import Any
 
 import torch
@@ -55,6 +56,12 @@ class FairQueue:
         jobs.remove(job)
         if not jobs:
             del self._of[job.client]
+
+    def before(self, client: str) -> Iterator[Job]:
+        """Those that have their turn before a job which that client sent now; not in their order."""
+        own = len(self._of.get(client, ()))
+        for name, jobs in self._of.items():
+            yield from jobs if name == client else islice(jobs, own + 1)
 
     def __iter__(self) -> Iterator[Job]:
         """All that wait, in the order of their turns."""
@@ -120,12 +127,12 @@ class DeviceWorker:
             return ENDED
         return self._fault
 
-    def wait_s(self) -> float:
-        """Seconds until a job that came now would begin, as far as can be told; infinite where it never would."""
+    def wait_s(self, client: str = "") -> float:
+        """Seconds until a job that the client sent now would begin, as far as can be told; infinite where it never would."""
         with self._changed:
             if self.fault is not None:
                 return math.inf
-            waiting = sum(job.latency.predict(job.batch.numel()) for job in self._waiting)
+            waiting = sum(job.latency.predict(job.batch.numel()) for job in self._waiting.before(client))
             running = self._running
         if running is None:
             return waiting

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +25,12 @@ def handed_back_of(value: Any) -> HandedBack | None:
         return None
     entries = read.fields(value, len(value) if isinstance(value, (tuple, list)) else 0, "handed_back")
     pairs = [read.fields(entry, 2, "handed_back") for entry in entries]
-    return [(read.text(replica, "handed_back"), read.number(wait_s, "handed_back")) for replica, wait_s in pairs]
+    return [(read.text(replica, "handed_back"), _seconds(wait_s)) for replica, wait_s in pairs]
+
+
+def _seconds(value: Any) -> float:
+    """Infinite where the device's thread has ended, until Serve has replaced the replica."""
+    return math.inf if isinstance(value, float) and value == math.inf else read.number(value, "handed_back")
 
 
 class HandingBack:

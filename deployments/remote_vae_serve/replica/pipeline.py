@@ -131,7 +131,7 @@ class Pipeline:
             own_s = self._decodes.predict(math.prod(request.latents.shape))
         else:
             own_s = self._encodes.predict(math.prod(request.image.shape))
-        wait_s = self._worker.wait_s()
+        wait_s = self._worker.wait_s(request.client)
         return wait_s if wait_s > max(BUSY_S, BUSY_FACTOR * own_s) else None
 
     def fault(self) -> str | None:

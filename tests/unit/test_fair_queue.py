@@ -40,14 +40,36 @@ def test_clients_take_turns_and_their_own_requests_keep_their_order() -> None:
     assert taken(queue) == "a1 b1 c1 a2 c2 a3 a4"
 
 
-@pytest.mark.parametrize(
-    ("client", "before"),
-    [("l", "a1 b1 c1"), ("b", "a1 a2 b1 c1 c2"), ("a", "a1 a2 a3 a4 b1 c1 c2"), ("c", "a1 a2 a3 b1 c1 c2")],
-)
-def test_what_a_request_waits_for_is_the_turns_before_its_own(client: str, before: str) -> None:
+@pytest.mark.parametrize("turns", range(4))
+@pytest.mark.parametrize("client", ["a", "b", "c", "l"])
+def test_what_a_request_waits_for_is_the_turns_before_its_own(client: str, turns: int) -> None:
     """Not all that wait: who has one at a time waits for one of each other."""
     queue, _ = queue_of("a1", "a2", "a3", "a4", "b1", "c1", "c2")
-    assert " ".join(sorted(job.name for job in queue.before(client))) == before
+    for _ in range(turns):
+        queue.popleft()
+    before = sorted(job.name for job in queue.before(client))
+    queue.append(Job(f"{client}9"))  # what really comes before it is what is taken before it
+    assert before == sorted(taken(queue).split(f"{client}9")[0].split())
+
+
+def test_who_asks_while_another_is_served_comes_before_that_ones_next() -> None:
+    """Else a client with one request at a time, beside a greedy one, waits for two of it: its share is a third, not a half."""
+    queue, _ = queue_of("g1", "g2", "g3")
+    assert queue.popleft().name == "g1"
+    queue.append(Job("l1"))
+    assert [job.name for job in queue.before("m")] == ["l1"]
+    assert taken(queue) == "l1 g2 g3"
+
+
+def test_new_ones_without_end_starve_nobody() -> None:
+    queue, _ = queue_of("g1", "g2")
+    queue.popleft()
+    order = []
+    for number in range(4):
+        queue.append(Job(f"{number}"))
+        queue.append(Job(f"{number + 4}"))
+        order.append(queue.popleft().name)
+    assert order == ["0", "4", "g2", "1"]
 
 
 def test_who_comes_again_after_each_answer_waits_for_one_request_of_each_other() -> None:

@@ -34,9 +34,16 @@ class FairQueue:
 
     def __init__(self) -> None:
         self._of: OrderedDict[str, deque[Job]] = OrderedDict()  # whose turn is next comes first
+        self._latest = ""  # who had the turn before
 
     def append(self, job: Job) -> None:
-        self._of.setdefault(job.client, deque()).append(job)
+        if job.client not in self._of:
+            self._of[job.client] = deque()
+            if (
+                self._latest in self._of
+            ):  # it asked for its next while it had its turn; or one request at a time gets every third
+                self._of.move_to_end(self._latest)
+        self._of[job.client].append(job)
 
     def popleft(self) -> Job:
         """The job whose turn it is; its client's next turn comes after all others'. Raises IndexError where none waits."""
@@ -44,6 +51,7 @@ class FairQueue:
             raise IndexError("nothing waits")
         client, jobs = next(iter(self._of.items()))
         job = jobs.popleft()
+        self._latest = client
         if jobs:
             self._of.move_to_end(client)
         else:
@@ -60,8 +68,11 @@ class FairQueue:
     def before(self, client: str) -> Iterator[Job]:
         """Those that have their turn before a job which that client sent now; not in their order."""
         own = len(self._of.get(client, ()))
+        rounds = own + 1  # of those whose turn comes before the client's
         for name, jobs in self._of.items():
-            yield from jobs if name == client else islice(jobs, own + 1)
+            if name == client or (own == 0 and name == self._latest):
+                rounds = own
+            yield from islice(jobs, rounds)
 
     def __iter__(self) -> Iterator[Job]:
         """All that wait, in the order of their turns."""

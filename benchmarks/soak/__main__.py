@@ -1,6 +1,6 @@
 """`make soak`: a real server under the launcher, clients of three kinds, and a fault every so often; a report at the end.
 
-    python -m benchmarks.soak [--minutes 30] [--every 20] [--haproxy] [--direct] [--only "ingress killed"] [--out soak.md]
+    python -m benchmarks.soak [--minutes 30] [--every 20] [--haproxy] [--only "ingress killed"] [--out soak.md]
 
 Exit code 1 where our client or a handle lost anything, anybody got other pixels or no answer, or a process grows.
 """
@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -27,9 +27,10 @@ from benchmarks.soak.clients import DEADLINE_S, TRY_S, Clients, ours, plain
 from benchmarks.soak.faults import FAKE_DECODE_S, Fault, faults
 from benchmarks.soak.outcomes import Answer, Outcome
 from benchmarks.soak.processes import Watch, holdings
-from benchmarks.soak.works import FAKE, REAL, works
+from benchmarks.soak.works import DIRECT, DOORS, FAKE, REAL, works
 from local_server import LocalServer
 from remote_vae import RemoteVAE
+from remote_vae.ray_internals import LOOPBACK_VARIABLES
 
 ROOT = Path(__file__).parents[2]
 SETTLE_S = 20.0
@@ -37,52 +38,46 @@ LOOK_S = 5.0
 BAD = (Outcome.LOST, Outcome.WRONG, Outcome.HUNG)
 
 
-def models(config: dict[str, Any], direct: bool) -> None:
-    """The shipped ingress and demo model, and a fake one with two replicas, at paths of their own or not."""
+def models(config: dict[str, Any]) -> None:
+    """The shipped ingress and demo model, and two whose engine waits, with two replicas each: one behind the ingress, one at a
+    path of its own."""
     kept = [app for app in config["applications"] if app["name"] in ("remote-vae", REAL)]
-    fake = {
-        "name": FAKE,
-        "route_prefix": None,
-        "import_path": "remote_vae_serve.app:vae",
-        "args": {"source": "nowhere", "fake": {"decode_s": FAKE_DECODE_S}, "num_cpus": 0},
-        "deployments": [{"name": "VAE", "num_replicas": 2}],
-    }
-    config["applications"] = [*kept, fake]
-    for application in config["applications"]:
-        if direct and application["name"] in (FAKE, REAL):
-            application["route_prefix"] = f"/{application['name']}"
+    waiting = [
+        {
+            "name": name,
+            "route_prefix": f"/{name}" if DOORS[name] == "direct" else None,
+            "import_path": "remote_vae_serve.app:vae",
+            "args": {"source": "nowhere", "fake": {"decode_s": FAKE_DECODE_S}, "num_cpus": 0},
+            "deployments": [{"name": "VAE", "num_replicas": 2}],
+        }
+        for name in (FAKE, DIRECT)
+    ]
+    config["applications"] = [*kept, *waiting]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--every", type=float, default=20.0, help="seconds between two faults")
-    parser.add_argument("--haproxy", action="store_true")
-    parser.add_argument("--direct", action="store_true", help="the models' own paths instead of the ingress")
-    parser.add_argument("--only", action="append", help="this fault, again and again; may be repeated")
-    parser.add_argument("--clients", type=int, default=2, help="of each kind")
-    parser.add_argument("--out", type=Path, help="also write the report there")
-    args = parser.parse_args()
+    args = _arguments()
     known = faults(args.haproxy)
-    chosen = {name: known[name] for name in args.only or known}
+    chosen = [(name, known[name]) for name in args.only or known]
     command = (sys.executable, "-m", "remote_vae_serve.cli", "run", *(["--haproxy"] if args.haproxy else []))
     answers: list[Answer] = []
     happened: list[Fault] = []
     watch, over = Watch(), threading.Event()
-    with LocalServer(models=(FAKE, REAL), change=partial(models, direct=args.direct), command=command) as server:
+    with LocalServer(models=tuple(DOORS), change=models, command=command) as server:
         todo = works()
-        vaes = {
-            name: RemoteVAE(f"{server.url}/{name}", deadline=DEADLINE_S, timeout=(5.0, TRY_S)) for name in (FAKE, REAL)
-        }
+        vaes = {name: RemoteVAE(f"{server.url}/{name}", deadline=DEADLINE_S, timeout=(5.0, TRY_S)) for name in DOORS}
         for work in todo:  # the server is right before anything is broken
             outcome, why = plain(server.url, work)
             assert outcome is Outcome.RIGHT, (work.name, why)
         seconds = args.minutes * 60
         before = holdings(server.processes())
-        clients = [
-            Clients("ours", [lambda work: ours(vaes[work.model], work)] * args.clients, todo, answers.append),
-            Clients("plain", [partial(plain, server.url)] * args.clients, todo, answers.append),
-        ]
+        clients = []
+        for door in sorted(set(DOORS.values())):
+            there = [work for work in todo if DOORS[work.model] == door]
+            clients += [
+                Clients("ours", [lambda work: ours(vaes[work.model], work)] * args.clients, there, answers.append),
+                Clients("plain", [partial(plain, server.url)] * args.clients, there, answers.append),
+            ]
         with _generators(server, args.clients, seconds) as generators:
             said: list[str] = []
             listening = threading.Thread(target=lambda: said.extend(generators.stdout or ()))
@@ -102,7 +97,7 @@ def main() -> int:
     growths = watch.growths()
     lines = [
         "# Soak", "",
-        f"{args.minutes:g} minutes, a fault every {args.every:g} s, {'direct door' if args.direct else 'ingress'}, "
+        f"{args.minutes:g} minutes, a fault every {args.every:g} s, "
         f"{'HAProxy' if args.haproxy else 'Python proxy'}; "
         f"commit {_commit()}, {datetime.now(timezone.utc):%Y-%m-%d}, {os.cpu_count()} cores, {platform.machine()}.", "",
         *report.outcomes_table(answers), "", *report.silences_table(answers, happened), "",
@@ -114,8 +109,24 @@ def main() -> int:
     print(text)
     if args.out:
         args.out.write_text(text)
+    if args.answers:
+        args.answers.write_text("".join(f"{answer.to_json()}\n" for answer in answers))
     ours_lost = any(a.outcome in BAD and (a.client != "plain" or a.outcome is Outcome.WRONG) for a in answers)
     return int(ours_lost or failed or hung > 0 or any(growth.is_leak for growth in growths))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--every", type=float, default=20.0, help="seconds between two faults")
+    parser.add_argument("--haproxy", action="store_true")
+    parser.add_argument(
+        "--only", action="append", help="this fault, again and again; may be repeated, for a cycle of several"
+    )
+    parser.add_argument("--clients", type=int, default=2, help="of each kind, at each door")
+    parser.add_argument("--out", type=Path, help="also write the report there")
+    parser.add_argument("--answers", type=Path, help="write every request's end there, as lines of JSON")
+    return parser.parse_args()
 
 
 def _look(watch: Watch, server: LocalServer, over: threading.Event) -> None:
@@ -125,14 +136,14 @@ def _look(watch: Watch, server: LocalServer, over: threading.Event) -> None:
 
 def _break(
     server: LocalServer,
-    chosen: Mapping[str, Callable[[LocalServer], bool]],
+    chosen: Sequence[tuple[str, Callable[[LocalServer], bool]]],
     seconds: float,
     every_s: float,
     happened: list[Fault],
 ) -> None:
     """One fault after the other, the last early enough to get over."""
     until = time.monotonic() + seconds
-    for name, fault in itertools.cycle(chosen.items()):
+    for name, fault in itertools.cycle(chosen):
         began = time.monotonic()
         if began + every_s > until:
             time.sleep(max(until - began, 0))
@@ -145,7 +156,7 @@ def _break(
 
 
 def _generators(server: LocalServer, actors: int, seconds: float) -> subprocess.Popen[str]:
-    environment = os.environ | server.ray_environment | {"RAY_ADDRESS": server.ray_address}
+    environment = os.environ | server.ray_environment | LOOPBACK_VARIABLES | {"RAY_ADDRESS": server.ray_address}
     command = [sys.executable, "-m", "benchmarks.soak.handles", str(actors), str(seconds)]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
 

@@ -12,7 +12,7 @@ import requests
 import torch
 
 from benchmarks.soak.outcomes import Answer, Outcome
-from benchmarks.soak.works import Work
+from benchmarks.soak.works import DOORS, Work
 from remote_vae import RemoteVAE, RemoteVAEError
 
 DEADLINE_S = 60.0
@@ -37,7 +37,7 @@ def plain(url: str, work: Work) -> tuple[Outcome, str]:
     headers = {"accept": "tensor/binary"}
     if work.verb == "decode":
         assert isinstance(work.sent, torch.Tensor)
-        query = {"shape": list(work.sent.shape), "dtype": "float32", "output_type": "pt"}
+        query = {"shape": list(work.sent.shape), "dtype": "float32", "output_type": "pt", "do_scaling": True}
         body = work.sent.numpy().tobytes()
     else:
         query, body = (
@@ -107,6 +107,6 @@ class Clients:
             took_s = time.time() - began
             if outcome is not Outcome.RIGHT and took_s > HUNG_S:
                 outcome = Outcome.HUNG
-            self._heard(Answer(self._kind, work.name, outcome, began, took_s, why))
+            self._heard(Answer(self._kind, DOORS[work.model], work.name, outcome, began, took_s, why))
             if outcome is not Outcome.RIGHT:
                 self._over.wait(0.1)  # who is refused at once is no storm

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import requests
 
-from benchmarks.soak.works import FAKE
+from benchmarks.soak.works import DIRECT, FAKE, REAL
 from local_server import LocalServer
 
 HELD_MIB, HELD_S = 20, 8.0
@@ -47,24 +47,25 @@ class Fault:
     hit: bool
 
 
-def kill(words: str) -> Callable[[LocalServer], bool]:
-    """SIGKILL to one process with those words in its command."""
+def kill(*words: str) -> Callable[[LocalServer], bool]:
+    """SIGKILL to one process with each of those words in its command."""
 
     def run(server: LocalServer) -> bool:
-        for pid in server.processes(words)[:1]:
+        hit = False
+        for pid in _one_of_each(server, words):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-                return True
-        return False
+                hit = True
+        return hit
 
     return run
 
 
-def freeze(words: str) -> Callable[[LocalServer], bool]:
-    """A process that falls silent for a while, and goes on where it was."""
+def freeze(*words: str) -> Callable[[LocalServer], bool]:
+    """Processes, one of each, that fall silent for a while, and go on where they were."""
 
     def run(server: LocalServer) -> bool:
-        pids = server.processes(words)[:1]
+        pids = _one_of_each(server, words)
         for number, pause_s in ((signal.SIGSTOP, FROZEN_S), (signal.SIGCONT, 0.0)):
             for pid in pids:
                 with suppress(ProcessLookupError):
@@ -73,6 +74,10 @@ def freeze(words: str) -> Callable[[LocalServer], bool]:
         return bool(pids)
 
     return run
+
+
+def _one_of_each(server: LocalServer, words: Sequence[str]) -> list[int]:
+    return [pid for word in words for pid in server.processes(word)[:1]]
 
 
 def storm(server: LocalServer) -> bool:
@@ -120,12 +125,13 @@ def hostile(server: LocalServer) -> bool:
 
 
 def update(server: LocalServer) -> bool:
-    """Other arguments for the fake model: its replicas are replaced one after the other."""
+    """Other arguments for the models that wait: their replicas are replaced one after the other."""
 
     def change(config: dict[str, Any]) -> None:
-        (model,) = [app for app in config["applications"] if app["name"] == FAKE]
-        fake = model["args"]["fake"]
-        fake["decode_s"] = FAKE_DECODE_S if fake["decode_s"] != FAKE_DECODE_S else FAKE_DECODE_S + 0.01
+        for model in config["applications"]:
+            if model["name"] in (FAKE, DIRECT):
+                fake = model["args"]["fake"]
+                fake["decode_s"] = FAKE_DECODE_S if fake["decode_s"] != FAKE_DECODE_S else FAKE_DECODE_S + 0.01
 
     try:
         server.deploy(change)
@@ -141,16 +147,19 @@ def _connected(server: LocalServer) -> socket.socket:
 
 def faults(haproxy: bool) -> Mapping[str, Callable[[LocalServer], bool]]:
     """Those that there are under this proxy, by name."""
-    proxies = {"HAProxy killed": kill("haproxy -")} if haproxy else {"proxy killed": kill("ray::ProxyActor")}
+    replicas = [f"ServeReplica:{model}:VAE" for model in (FAKE, DIRECT)]
+    proxies = {"proxy killed": kill("ray::ProxyActor")}
+    if haproxy:
+        proxies = {"HAProxy killed": kill("haproxy -"), "HAProxy's manager killed": kill("ray::HAProxyManager")}
     return {
-        "replica killed": kill("ServeReplica:fake:VAE"),
+        "replica killed": kill(*replicas),
         "ingress killed": kill("ServeReplica:remote-vae:Ingress"),
         "bodies held back": hold_bodies_back,
         **proxies,
         "hostile requests": hostile,
-        "replica silent": freeze("ServeReplica:fake:VAE"),
+        "replica silent": freeze(*replicas),
         "controller killed": kill("ServeController"),
         "storm": storm,
         "update": update,
-        "real model's replica killed": kill("ServeReplica:demo:VAE"),
+        "real model's replica killed": kill(f"ServeReplica:{REAL}:VAE"),
     }

@@ -13,7 +13,7 @@ import ray
 
 from benchmarks.soak.clients import DEADLINE_S, TRY_S, ours
 from benchmarks.soak.outcomes import Answer, Outcome
-from benchmarks.soak.works import works
+from benchmarks.soak.works import DOORS, works
 from remote_vae import RemoteVAE
 
 
@@ -33,7 +33,9 @@ class Generator:
                 outcome, why = ours(vaes[work.model], work)
             except Exception as error:
                 outcome, why = Outcome.LOST, repr(error)
-            answers.append(Answer("handle", work.name, outcome, began, time.time() - began, why).to_json())
+            answers.append(
+                Answer("handle", DOORS[work.model], work.name, outcome, began, time.time() - began, why).to_json()
+            )
         return answers
 
 

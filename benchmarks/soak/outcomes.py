@@ -25,12 +25,14 @@ class Answer:
 
     Attributes:
         client: `ours`, `plain` or `handle`.
+        door: `ingress` or `direct`, where the model stands in HTTP.
         began: seconds since 1970.
         took_s: until its end.
         why: what was said, where it is not right.
     """
 
     client: str
+    door: str
     work: str
     outcome: Outcome
     began: float

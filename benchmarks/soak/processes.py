@@ -11,10 +11,12 @@ from pathlib import Path
 
 OURS = {
     "ingress": re.compile(r"ServeReplica:remote-vae"),
-    "replica": re.compile(r"ServeReplica:(fake|demo)"),
+    "replica": re.compile(r"ServeReplica:(fake|straight):"),
+    "real replica": re.compile(r"ServeReplica:demo:"),
     "proxy": re.compile(r"ray::ProxyActor"),
     "HAProxy": re.compile(r"haproxy -"),
-    "launcher": re.compile(r"remote_vae_serve"),
+    "server": re.compile(r"remote_vae_serve\.launcher"),
+    "launcher": re.compile(r"remote_vae_serve\.cli|remote-vae-serve"),
 }
 RAY = "Ray"
 SETTLED_S = 60.0

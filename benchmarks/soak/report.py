@@ -12,39 +12,50 @@ from benchmarks.soak.outcomes import Answer, Outcome
 from benchmarks.soak.processes import Growth, Holding
 
 SHOWN = 12
+AFTER_S = 10.0
+"""A silence that begins so long after a fault is another's."""
 
 
 def outcomes_table(answers: Sequence[Answer]) -> list[str]:
     lines = [
-        f"| client | sent | {' | '.join(outcome.value for outcome in Outcome)} | p50 | p95 |",
-        "|---|" + "---:|" * 8,
+        f"| client | door | sent | {' | '.join(outcome.value for outcome in Outcome)} | p50 | p95 |",
+        "|---|---|" + "---:|" * 8,
     ]
-    for client in sorted({answer.client for answer in answers}):
-        of = [answer for answer in answers if answer.client == client]
+    for client, door in sorted({(answer.client, answer.door) for answer in answers}):
+        of = [answer for answer in answers if (answer.client, answer.door) == (client, door)]
         counts = Counter(answer.outcome for answer in of)
         took = sorted(answer.took_s for answer in of if answer.outcome is Outcome.RIGHT) or [0.0]
         cells = [str(counts[outcome]) for outcome in Outcome]
         p95 = took[len(took) * 95 // 100]
-        lines.append(f"| {client} | {len(of)} | {' | '.join(cells)} | {_ms(statistics.median(took))} | {_ms(p95)} |")
+        lines.append(
+            f"| {client} | {door} | {len(of)} | {' | '.join(cells)} | {_ms(statistics.median(took))} | {_ms(p95)} |"
+        )
     return lines
 
 
 def silences_table(answers: Sequence[Answer], faults: Sequence[Fault]) -> list[str]:
-    """The longest time without any right answer of a plain client, after each kind of fault."""
-    ends = sorted(a.began + a.took_s for a in answers if a.client == "plain" and a.outcome is Outcome.RIGHT)
-    gaps = list(pairwise(ends))
-    lines = ["| fault | times | longest silence | median |", "|---|---:|---:|---:|"]
+    """The longest time without any right answer of a plain client, after each kind of fault, by door."""
+    doors = sorted({answer.door for answer in answers})
+    headings = "".join(f" longest silence, {door} | median |" for door in doors)
+    lines = [f"| fault | times |{headings}", "|---|" + "---:|" * (1 + 2 * len(doors))]
+    gaps = {door: _gaps(answer for answer in answers if answer.door == door) for door in doors}
     for name in dict.fromkeys(fault.name for fault in faults):
-        longest = [
-            max((end - start for start, end in gaps if start < fault.at + 60 and end > fault.at), default=0.0)
-            for fault in faults
-            if fault.name == name and fault.hit
-        ]
-        if longest:
-            lines.append(f"| {name} | {len(longest)} | {max(longest):.1f} s | {statistics.median(longest):.1f} s |")
-        else:
-            lines.append(f"| {name} | 0 | - | - |")
+        hits = [fault for fault in faults if fault.name == name and fault.hit]
+        cells = [f" {max(each):.1f} s | {statistics.median(each):.1f} s |" if hits else " - | - |"
+                 for each in ([_silence(gaps[door], fault) for fault in hits] for door in doors)]  # fmt: skip
+        lines.append(f"| {name} | {len(hits)} |{''.join(cells)}")
     return lines
+
+
+def _gaps(answers: Iterable[Answer]) -> list[tuple[float, float]]:
+    """From one right answer of a plain client to the next."""
+    return list(
+        pairwise(sorted(a.began + a.took_s for a in answers if a.client == "plain" and a.outcome is Outcome.RIGHT))
+    )
+
+
+def _silence(gaps: Iterable[tuple[float, float]], fault: Fault) -> float:
+    return max((end - start for start, end in gaps if start < fault.at + AFTER_S and end > fault.at), default=0.0)
 
 
 def holdings_table(before: Mapping[str, list[Holding]], after: Mapping[str, list[Holding]]) -> list[str]:
@@ -67,8 +78,11 @@ def growth_table(growths: Iterable[Growth]) -> list[str]:
 
 def what_went_wrong(answers: Iterable[Answer]) -> list[str]:
     """The most frequent of what was said, for each client."""
-    said = Counter((a.client, a.outcome.value, a.why[:110]) for a in answers if a.outcome is not Outcome.RIGHT)
-    return [f"- {count} x {client}, {outcome}: `{why}`" for (client, outcome, why), count in said.most_common(SHOWN)]
+    said = Counter((a.client, a.door, a.outcome.value, a.why[:110]) for a in answers if a.outcome is not Outcome.RIGHT)
+    return [
+        f"- {count} x {client}, {door}, {outcome}: `{why}`"
+        for (client, door, outcome, why), count in said.most_common(SHOWN)
+    ]
 
 
 def _holds(holdings: Sequence[Holding]) -> str:

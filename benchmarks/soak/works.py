@@ -13,7 +13,9 @@ from remote_vae_serve.engine import weights
 
 TOLERANCE = 2e-5
 """Of floats against a local float32 decode: threads and batches move the last place."""
-FAKE, REAL = "fake", "demo"
+FAKE, DIRECT, REAL = "fake", "straight", "demo"
+"""The models: two with an engine that waits, of which the second has a path of its own, and the demo model."""
+DOORS = {FAKE: "ingress", REAL: "ingress", DIRECT: "direct"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,16 +41,19 @@ class Work:
 
 
 def works() -> list[Work]:
-    """Images of two sizes and frames of a video, and the real demo model both ways."""
+    """Images of two sizes and frames of a video by either door, and the real demo model both ways."""
     shapes = {"image 8": (1, 4, 8, 8), "image 32": (1, 4, 32, 32), "video": (1, 4, 6, 16, 16)}
-    return [*(_fake(name, shape, seed) for seed, (name, shape) in enumerate(shapes.items())), *_real()]
+    waiting = [
+        _fake(model, name, shape, seed) for model in (FAKE, DIRECT) for seed, (name, shape) in enumerate(shapes.items())
+    ]
+    return [*waiting, *_real()]
 
 
-def _fake(name: str, shape: tuple[int, ...], seed: int) -> Work:
+def _fake(model: str, name: str, shape: tuple[int, ...], seed: int) -> Work:
     """A fake engine's picture of latents is their first channel, eight times as large."""
     z = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     grey = z[:, :1].repeat_interleave(8, dim=-1).repeat_interleave(8, dim=-2)
-    return Work(name, FAKE, "decode", z, grey.expand(-1, 3, *[-1] * (z.ndim - 2)).contiguous())
+    return Work(name, model, "decode", z, grey.expand(-1, 3, *[-1] * (z.ndim - 2)).contiguous())
 
 
 @torch.inference_mode()
@@ -62,5 +67,5 @@ def _real() -> list[Work]:
     encoded = vae.encode((tensor.permute(2, 0, 1)[None].float() / 255) * 2 - 1).latent_dist.mode()
     return [
         Work("real image", REAL, "decode", z, pixels),
-        Work("encode", REAL, "encode", picture, (encoded - shift) * factor),
+        Work("encode", REAL, "encode", picture, encoded),  # as the clients expect: no scaling where none is asked for
     ]

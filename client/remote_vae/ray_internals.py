@@ -37,7 +37,7 @@ FAST_VARIABLES = {
 """Environment variables: HAProxy in front, and what goes well with it. Set on every node of a cluster. Serve ignores one that it
 does not know: without the first, `--fast` is the proxy in Python; without any other, a setting is back at its default."""
 
-RECOVERY_VARIABLES = {"RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1"}
+RECOVERY_VARIABLES = {"RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.3"}
 """Environment variables: how soon Serve replaces a proxy, or HAProxy, that has died: after three checks, ten seconds apart by its
 own choice. A check of a dead one fails at once, one of a busy one has ten seconds as before: no more false alarms than with
 Serve's own. Without it: half a minute of refused connections, as by default."""

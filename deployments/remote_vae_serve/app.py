@@ -11,6 +11,7 @@ import ray
 from ray import serve
 from ray.serve import Application
 
+from remote_vae.transports.handle import MODEL_DEPLOYMENT
 from remote_vae_serve.config import ASIDE, IngressConfig, VAEConfig
 from remote_vae_serve.engine.memory import malloc_cache
 from remote_vae_serve.ingress.ingress import Ingress
@@ -46,7 +47,7 @@ def vae(args: VAEConfig) -> Application:
     config = args.model_copy(update={"num_gpus": num_gpus})
     deployment = serve.deployment(
         serve.ingress()(VAE),  # its own HTTP side is reached where the config gives the application a route_prefix
-        name="VAE",
+        name=MODEL_DEPLOYMENT,
         ray_actor_options={
             "num_cpus": args.num_cpus,
             "num_gpus": num_gpus,

@@ -12,6 +12,7 @@ import pytest
 import ray
 import torch
 from ray import serve
+from ray.serve.exceptions import RayServeException
 
 from remote_vae import AsyncRemoteVAE, RemoteVAE, open_result, remote_decode
 from remote_vae.calls.decode_call import DecodeCall
@@ -154,6 +155,21 @@ def test_the_sync_client_works_under_a_running_loop_as_in_a_notebook(cluster: Cl
             return size
 
     assert asyncio.run(cell()) == (64, 64)
+
+
+def test_a_model_is_found_while_an_update_of_it_is_being_built(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For those seconds Serve does not know an application's first deployment, whose replicas run."""
+
+    def forgotten(name: str) -> None:
+        raise RayServeException(f"Application '{name}' does not exist.")
+
+    monkeypatch.setattr(serve, "get_app_handle", forgotten)
+    with RemoteVAE.from_app("sd") as vae:
+        assert vae.decode(latents(1, 4, 8, 8), output_type="pt").shape == (1, 3, 64, 64)
+    with pytest.raises(UnknownModel, match="nowhere"):
+        RemoteVAE.from_app("nowhere")
 
 
 def test_an_error_keeps_its_class_through_ray(cluster: Cluster) -> None:

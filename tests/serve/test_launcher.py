@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -20,6 +21,7 @@ from limits import WAIT_S
 from local_server import LocalServer, living
 from remote_vae import RemoteVAE
 from remote_vae.errors import BodyTooLarge, Unauthorized
+from remote_vae.ray_internals import LOOPBACK_VARIABLES
 from samples import latents
 
 TOKEN = "s3cret-of-the-test"
@@ -140,6 +142,26 @@ def test_an_ingress_that_dies_answers_json_and_comes_back(server: LocalServer) -
         assert answers[-1].status_code == 200 or answers[-1].json()["code"] in ("internal_error", "unavailable")
         time.sleep(0.2)
     assert answers[-1].status_code == 200
+
+
+GENERATOR = """
+import ray
+import torch
+from remote_vae import RemoteVAE
+ray.init("auto", log_to_driver=False)
+with RemoteVAE.from_app("fake") as vae:
+    print(tuple(vae.decode(torch.zeros(1, 4, 8, 8), output_type="pt").shape))
+"""
+
+
+def test_a_generator_that_joins_its_ray_decodes_by_handle(server: LocalServer) -> None:
+    """As the README has it: with Ray's token, and told that this Ray is on loopback alone."""
+    environment = {"RAY_ADDRESS": server.ray_address, **LOOPBACK_VARIABLES, **server.ray_environment}
+    command = [sys.executable, "-c", GENERATOR]
+    said = subprocess.run(
+        command, env=os.environ | environment, capture_output=True, text=True, timeout=WAIT_S, check=False
+    )
+    assert said.stdout == "(1, 3, 64, 64)\n", said.stderr
 
 
 def test_sigterm_to_the_whole_group_lets_requests_in_flight_finish_and_leaves_nothing(server: LocalServer) -> None:

@@ -17,7 +17,7 @@ from benchmarks.soak.clients import Clients, ours, plain
 from benchmarks.soak.faults import Fault
 from benchmarks.soak.outcomes import Answer, Outcome
 from benchmarks.soak.processes import Growth, Holding, Watch
-from benchmarks.soak.works import Work, works
+from benchmarks.soak.works import FAKE, Work, works
 
 from in_process import InProcess, fake_engine, pipeline_of
 from limits import WAIT_S
@@ -33,7 +33,7 @@ def url() -> Iterator[str]:
         yield url
 
 
-IMAGES = [work for work in works() if work.model == "fake"]
+IMAGES = [work for work in works() if work.model == FAKE]
 
 
 def test_a_right_reply_is_right_and_another_is_wrong(url: str) -> None:
@@ -73,7 +73,7 @@ def test_clients_ask_in_turn_until_they_are_stopped() -> None:
 
 
 def answered(at: float, outcome: Outcome = Outcome.RIGHT) -> Answer:
-    return Answer("plain", "image", outcome, at - 0.1, 0.1, "why")
+    return Answer("plain", "ingress", "image", outcome, at - 0.1, 0.1, "why")
 
 
 def test_a_silence_is_the_longest_time_without_a_right_answer_after_a_fault() -> None:
@@ -81,8 +81,8 @@ def test_a_silence_is_the_longest_time_without_a_right_answer_after_a_fault() ->
     lines = report.silences_table(answers, [Fault("killed", 11.2, True), Fault("missed", 12.0, False)])
     assert "| killed | 1 | 4.5 s | 4.5 s |" in lines
     assert "| missed | 0 | - | - |" in lines
-    assert "| plain | 7 | 6 | 0 | 1 | 0 | 0 |" in report.outcomes_table(answers)[2]
-    assert report.what_went_wrong(answers) == ["- 1 x plain, lost: `why`"]
+    assert "| plain | ingress | 7 | 6 | 0 | 1 | 0 | 0 |" in report.outcomes_table(answers)[2]
+    assert report.what_went_wrong(answers) == ["- 1 x plain, ingress, lost: `why`"]
 
 
 LEAKS = """

@@ -36,6 +36,8 @@ T = TypeVar("T")
 HandedBack = tuple[tuple[str, float], ...]
 """The replicas with long work before them that have handed a request back, each with the seconds of it: none keeps the request
 from one that is free. It was let in by the first, and is never refused by the next."""
+MODEL_DEPLOYMENT = "VAE"
+"""Name of the deployment in a model's application."""
 FULL_PAUSE_S = 0.1
 """Before a request that was handed back is sent again, where Serve's own queue is full meanwhile."""
 
@@ -57,17 +59,16 @@ class HandleTransport(Transport):
         """The transport to the application of that name in the cluster this process belongs to."""
         try:
             import ray
-            from ray import serve
             from ray.serve.exceptions import RayServeException
         except ImportError as error:
             raise ImportError("A Ray handle needs Ray: pip install 'remote-vae[serve]'") from error
         if not ray.is_initialized():  # Serve would start a Ray of its own, in which there is no model
             raise UnknownModel(
                 "This process has joined no Ray cluster: call ray.init('auto') first, with RAY_AUTH_MODE=token in its "
-                "environment if that Ray uses tokens"
+                "environment if that Ray uses tokens, and RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 if it is remote-vae-serve's own"
             )
         try:
-            return cls(serve.get_app_handle(name), retry_policy)
+            return cls(_app_handle(name), retry_policy)
         except RayServeException as error:
             raise UnknownModel(f"No Serve application {name!r} in this cluster: {error}") from error
 
@@ -232,3 +233,19 @@ def translated(error: Exception, timeout: float | None = None) -> RemoteVAEError
     if isinstance(cause, RayServeException):
         return Unavailable(f"Ray Serve cannot route to the model: {cause}", retry_after=5)
     return InternalError(f"The replica failed: {type(cause).__name__}; its log says more")
+
+
+def _app_handle(name: str) -> Any:
+    """The handle of an application. Raises RayServeException where there is none."""
+    from ray import serve
+    from ray.serve.exceptions import RayServeException
+
+    try:
+        return serve.get_app_handle(name)
+    except RayServeException:
+        # While Serve builds an update it has forgotten for seconds which deployment is the application's first; that still runs.
+        try:
+            return serve.get_deployment_handle(MODEL_DEPLOYMENT, name)
+        except KeyError:
+            pass
+        raise

@@ -15,8 +15,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
-from ray import serve
-from ray.serve.exceptions import RayServeException
 
 from remote_vae.errors import BrokenReply, UnknownModel
 from remote_vae.protocol.model_description import ModelDescription, State
@@ -238,8 +236,8 @@ class ModelRegistry:
 
 def _transport_to(name: str) -> HandleTransport | None:
     try:
-        return HandleTransport(serve.get_app_handle(name), ENDLESS)  # the HTTP side has the deadline
-    except RayServeException:
+        return HandleTransport.of_app(name, ENDLESS)  # the HTTP side has the deadline
+    except UnknownModel:
         return None  # not there yet; the next refresh tries again
 
 

@@ -78,11 +78,10 @@ def turns(url: str, seconds: float) -> list[str]:
     for thread in threads:
         thread.join()
     for name in MODELS:
-        times = [began, *sorted(answered[name])]
-        gap = max((after - before for before, after in pairwise(times)), default=seconds)
-        lines.append(
-            f"| `{name}` | {len(times) - 1} | {sum(lost[name].values())} {dict(lost[name]) or ''} | {gap:.1f} s |"
-        )
+        times = [began, *sorted(answered[name]), began + seconds]
+        gap = max(after - before for before, after in pairwise(times))
+        refused = f"{sum(lost[name].values())} {dict(lost[name]) or ''}"
+        lines.append(f"| `{name}` | {len(answered[name])} | {refused} | {gap:.1f} s |")
     return lines
 
 

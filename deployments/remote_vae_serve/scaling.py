@@ -3,12 +3,14 @@ or at once when another model waits for what it holds; of a busy one, when the o
 
 The policy is named in serve_config.yaml; it runs in Serve's controller, which gets this module by value: keep its imports few.
 `ask_to_yield` is how the ingress tells it that somebody waits, through Ray's key-value store: the controller holds every policy
-and none of them sees another's deployment.
+and none of them sees another's deployment. `gives_way` is how the ingress hears that a model has yielded: Serve starts a replica
+for any request that waits for one, whatever the policy says, and it would race for the GPU with the one that it went for.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from typing import Any
 
@@ -21,15 +23,17 @@ logger = logging.getLogger("ray.serve")
 _get, _put = key_value_store()  # Ray's own functions: what is shipped by value must not ask for a module of ours
 
 IDLE_S = 900.0
-TURN_S = 10.0
+TURN_S = 6.0
 ASKED_FOR_S = 6.0
 """How long a request to yield counts; the ingress renews it while somebody waits."""
+FRESH_S = 5.0
+"""Of a replica that has just started Serve knows no requests yet: for so long it is not idle."""
 
 
 class YieldWhenIdle:
     """Serve's default policy, except that the last replica stays until the model has been idle for `idle_s`, goes at once if it
     was asked to yield while idle, and takes turns with who asks while it is busy: one replica goes after `turn_s`, finishes what
-    it has begun, and comes again when it is its turn. Serve's `downscale_to_zero_delay_s` comes on top: set it to seconds.
+    it has begun, and comes again when nobody asks any more. Serve's `downscale_to_zero_delay_s` comes on top: set it to 0.
 
     Args:
         idle_s: seconds without a request after which the last replica goes.
@@ -50,40 +54,56 @@ class YieldWhenIdle:
             )
         self._idle_s, self._turn_s = idle_s, turn_s
         self._idle_since: float | None = None
+        self._running_since: float | None = None
         self._asked_since: float | None = None
+        self._left = math.inf
 
     def __call__(self, context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
         desired, state = replica_queue_length_autoscaling_policy(context)
-        if desired > 0 and self._is_turn_over(context):
-            return context.current_num_replicas - 1, state
-        if context.current_num_replicas == 0 or desired > 0:
+        now, running = time.monotonic(), context.current_num_replicas
+        asked = asked_to_yield(str(context.app_name))
+        self._running_since = (self._running_since or now) if running else None
+        before = self._left
+        desired = min(desired, self._turns_left(now, running, asked))
+        if self._running_since is None or desired > 0:
             self._idle_since = None
-            return desired, state
-        if self._idle_since is None:
-            self._idle_since = time.monotonic()
-        goes = time.monotonic() - self._idle_since >= self._idle_s or asked_to_yield(str(context.app_name))
-        return 0 if goes else 1, state
+        else:
+            self._idle_since = now if self._idle_since is None else self._idle_since
+            if asked and now - self._running_since >= FRESH_S:
+                self._left = 0
+            desired = 0 if self._left == 0 or now - self._idle_since >= self._idle_s else 1
+        if (self._left == 0) != (before == 0):
+            _put(_key("gives-way", str(context.app_name)), b"yes" if self._left == 0 else b"", overwrite=True)
+        return desired, state
 
-    def _is_turn_over(self, context: AutoscalingContext) -> bool:
-        """Whether somebody has waited, all the time, for as long as a busy model may keep what it holds."""
-        if context.current_num_replicas == 0 or not asked_to_yield(str(context.app_name)):
+    def _turns_left(self, now: float, running: int, asked: bool) -> float:
+        """How many replicas a busy model may have: one less after each turn of being asked, until nobody asks."""
+        if not asked:
+            self._asked_since, self._left = None, math.inf
+        elif running == 0:
             self._asked_since = None
-            return False
-        if self._asked_since is None:
-            self._asked_since = time.monotonic()
-        return time.monotonic() - self._asked_since >= self._turn_s
+        else:
+            self._asked_since = now if self._asked_since is None else self._asked_since
+            if now - self._asked_since >= self._turn_s:
+                self._asked_since, self._left = now, min(self._left, running) - 1
+        return self._left
 
 
 def ask_to_yield(application: str) -> None:
     """Ask a model to give up a replica: its last one at once if it is idle, else when its turn is over."""
-    _put(_key(application), str(time.time()).encode(), overwrite=True)
+    _put(_key("asked-to-yield", application), str(time.time()).encode(), overwrite=True)
 
 
 def asked_to_yield(application: str) -> bool:
     """Whether somebody asked within the last seconds."""
-    asked = _get(_key(application))
+    asked = _get(_key("asked-to-yield", application))
     return bool(asked) and time.time() - float(asked) < ASKED_FOR_S
 
 
-def _key(application: str) -> bytes:
-    return b"remote-vae/asked-to-yield/" + application.encode()
+def gives_way(application: str) -> bool:
+    """Whether a model has yielded its last replica, and is still asked for what that held: a request for it is to wait."""
+    return bool(_get(_key("gives-way", application))) and asked_to_yield(application)
+
+
+def _key(what: str, application: str) -> bytes:
+    return f"remote-vae/{what}/{application}".encode()

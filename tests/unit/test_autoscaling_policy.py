@@ -11,7 +11,7 @@ import pytest
 from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
 from remote_vae_serve import scaling
-from remote_vae_serve.scaling import ASKED_FOR_S, IDLE_S, TURN_S, YieldWhenIdle, ask_to_yield
+from remote_vae_serve.scaling import ASKED_FOR_S, FRESH_S, IDLE_S, TURN_S, YieldWhenIdle, ask_to_yield, gives_way
 
 CONFIG = AutoscalingConfig(min_replicas=0, max_replicas=4, target_ongoing_requests=1)
 
@@ -67,12 +67,22 @@ def test_a_model_without_a_replica_gets_one_for_a_request_and_none_for_nothing(s
 
 def test_who_is_asked_to_yield_goes_at_once_if_idle_and_only_while_somebody_waits(serve: Serve) -> None:
     policy = YieldWhenIdle(idle_s=600)
+    assert serve.asks(policy, replicas=1) == 1
+    assert serve.asks(policy, replicas=1, requests=1, after_s=FRESH_S) == 1
     ask_to_yield("sd")
     assert serve.asks(policy, replicas=1, requests=1) == 1
     assert serve.asks(policy, replicas=1) == 0
     assert serve.asks(policy, replicas=1, after_s=ASKED_FOR_S) == 1
     ask_to_yield("flux")
     assert serve.asks(policy, replicas=1) == 1
+
+
+def test_one_that_has_just_started_is_not_idle_whatever_serve_knows_of_it_yet(serve: Serve) -> None:
+    policy = YieldWhenIdle(idle_s=600)
+    ask_to_yield("sd")
+    assert serve.asks(policy, replicas=1) == 1
+    assert serve.asks(policy, replicas=1, after_s=FRESH_S - 1) == 1
+    assert serve.asks(policy, replicas=1, after_s=1) == 0
 
 
 def test_a_busy_one_goes_when_its_turn_is_over_and_not_before(serve: Serve) -> None:
@@ -82,9 +92,25 @@ def test_a_busy_one_goes_when_its_turn_is_over_and_not_before(serve: Serve) -> N
         assert serve.asks(policy, replicas=1, requests=1, after_s=after_s) == 1
     ask_to_yield("sd")
     assert serve.asks(policy, replicas=1, requests=1, after_s=1) == 0
-    assert serve.asks(policy, replicas=0, requests=1) == 1  # what waits for it has it come again, when it is its turn
+
+
+@pytest.mark.parametrize("requests", [0, 1])
+def test_one_that_has_gone_comes_again_only_when_nobody_asks_any_more(serve: Serve, requests: int) -> None:
+    """Else it races for the GPU with the one that it went for, and may win every time."""
+    policy = YieldWhenIdle(idle_s=600, turn_s=10)
+    for after_s in (0, 5, 5):
+        ask_to_yield("sd")
+        wanted = serve.asks(policy, replicas=1, requests=requests, after_s=after_s)
+    assert wanted == 0
+    assert gives_way("sd")
+    ask_to_yield("sd")  # it finishes what it has begun, and holds the GPU meanwhile
+    assert serve.asks(policy, replicas=0, requests=1, after_s=2) == 0
+    assert serve.asks(policy, replicas=0, requests=1, after_s=ASKED_FOR_S - 3) == 0
+    assert gives_way("sd")
+    assert serve.asks(policy, replicas=0, requests=1, after_s=1) == 1
     ask_to_yield("sd")
-    assert serve.asks(policy, replicas=1, requests=1) == 1  # which begins anew
+    assert serve.asks(policy, replicas=1, requests=1) == 1  # its next turn begins anew
+    assert not gives_way("sd")
 
 
 def test_who_waited_and_was_served_otherwise_ends_no_turn(serve: Serve) -> None:
@@ -100,6 +126,15 @@ def test_of_several_that_are_busy_one_goes_at_the_end_of_a_turn(serve: Serve) ->
     policy = YieldWhenIdle(turn_s=0)
     ask_to_yield("sd")
     assert serve.asks(policy, replicas=3, requests=9) == 2
+
+
+def test_of_several_that_are_busy_one_goes_for_each_turn_that_somebody_waits(serve: Serve) -> None:
+    policy = YieldWhenIdle(turn_s=5)
+    wanted = []
+    for running, after_s in ((3, 0), (3, 5), (3, 1), (2, 3), (2, 1), (1, 1)):
+        ask_to_yield("sd")
+        wanted.append(serve.asks(policy, replicas=running, requests=9, after_s=after_s))
+    assert wanted[1:] == [2, 2, 2, 1, 1]
 
 
 @pytest.mark.parametrize("arguments", [{"idle_sec": 3}, {"idle_s": "abc"}, {"idle_s": None}, {"turn_s": "abc"}])

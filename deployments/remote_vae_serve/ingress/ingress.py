@@ -22,6 +22,7 @@ from remote_vae_serve.ingress.model_registry import Model, ModelRegistry
 from remote_vae_serve.proxy import behind_tokens
 
 WATCH_S = 1.0
+GIVING_WAY_S = 0.2
 
 
 class Ingress:
@@ -72,8 +73,13 @@ class Ingress:
 
     async def _placed(self, transport: HandleTransport, name: str, request: Request) -> Result:
         """Send the request on; give up where the model's replica cannot be placed, which could last for ever."""
-        answer = asyncio.ensure_future(transport.try_one_async(request))
         left_s = self._config.placement_wait_s
+        while await self._registry.gives_way(name):
+            left_s -= GIVING_WAY_S
+            if left_s <= 0:
+                raise ModelStarting(f"{name} has given up what it ran on to another model; try again", retry_after=5)
+            await asyncio.sleep(GIVING_WAY_S)
+        answer = asyncio.ensure_future(transport.try_one_async(request))
         try:
             while True:
                 done, _ = await asyncio.wait({answer}, timeout=WATCH_S)

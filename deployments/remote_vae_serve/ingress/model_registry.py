@@ -5,6 +5,7 @@ A background thread asks Serve about once a second, so that a request finds its 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import re
@@ -25,7 +26,7 @@ from remote_vae.transports.retry import RetryPolicy
 from remote_vae_serve.config import ASIDE
 from remote_vae_serve.http.app import RESERVED
 from remote_vae_serve.ingress.resource_shortages import Shortage, shortages
-from remote_vae_serve.scaling import ASKED_FOR_S, ask_to_yield
+from remote_vae_serve.scaling import ASKED_FOR_S, ask_to_yield, gives_way
 
 logger = logging.getLogger("ray.serve")
 
@@ -94,6 +95,7 @@ class ModelRegistry:
         self._models: Mapping[str, Model] = {}
         self._warned: set[str] = set()
         self._waiting_since: dict[str, float] = {}
+        self._asked_at: dict[str, float] = {}  # to yield
         self._read_once = threading.Event()
         self._news = self._news_checked = self._checks_without_news = 0
         # Never on the caller's own thread, which is a replica's event loop: a replica is asked there by a blocking call.
@@ -146,7 +148,16 @@ class ModelRegistry:
         for name, shortage in waiting.items():
             if shortage.holders and (shortage.certain or now - self._waiting_since[name] > GRACE_S):
                 # One at a time: the next is asked when this one turns out to be busy.
-                ask_to_yield(shortage.holders[int(now / ASKED_FOR_S) % len(shortage.holders)])
+                holder = shortage.holders[int(now / ASKED_FOR_S) % len(shortage.holders)]
+                ask_to_yield(holder)
+                self._asked_at[holder] = now
+
+    async def gives_way(self, name: str) -> bool:
+        """Whether a model has yielded to another that does not run yet. Ray's control plane is asked, where it was asked to."""
+        asked_at = self._asked_at.get(name)
+        if asked_at is None or time.monotonic() - asked_at >= ASKED_FOR_S:
+            return False
+        return await asyncio.to_thread(gives_way, name)
 
     def mended(self, name: str) -> None:
         """A model that was known as failed has answered: ask its replica anew at the next refresh."""

@@ -1,0 +1,77 @@
+"""A model that has given up its GPU to another: requests for it wait in the ingress, or Serve would have it race for the GPU."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from remote_vae.errors import ModelStarting
+from remote_vae_serve.ingress import ingress, model_registry
+from remote_vae_serve.ingress.resource_shortages import Shortage
+from remote_vae_serve.scaling import ASKED_FOR_S
+from told_serve import Serve, ingress_of, serve
+
+__all__ = ["serve"]  # a fixture
+
+
+class Way:
+    """What Ray's key-value store says, and how often it was asked."""
+
+    def __init__(self, given: int) -> None:
+        self.asked, self._given = 0, given
+
+    def is_given(self, name: str) -> bool:
+        self.asked += 1
+        return self.asked <= self._given
+
+
+class Transport:
+    async def try_one_async(self, request: object) -> object:
+        return request
+
+
+@pytest.fixture
+def asked(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> Serve:
+    """`sd` holds what `flux` waits for, and was asked to yield."""
+    to_yield: list[str] = []
+    monkeypatch.setattr(model_registry, "ask_to_yield", to_yield.append)
+    shortage = Shortage({"GPU": 1.0}, ("sd",), certain=True)
+    monkeypatch.setattr(model_registry, "shortages", lambda *_: {"flux": shortage})
+    serve.deploys("RUNNING")
+    serve.state()
+    assert to_yield == ["sd"]
+    return serve
+
+
+def answer_of(serve: Serve) -> Any:
+    return asyncio.run(ingress_of(serve)._placed(Transport(), "sd", "request"))  # type: ignore[arg-type]
+
+
+def test_a_request_for_it_waits_until_the_other_runs(asked: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    way = Way(given=3)
+    monkeypatch.setattr(model_registry, "gives_way", way.is_given)
+    assert answer_of(asked) == "request"
+    assert way.asked == 4
+
+
+def test_it_waits_no_longer_than_for_a_place(asked: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_registry, "gives_way", Way(given=10**6).is_given)
+    monkeypatch.setattr(ingress, "GIVING_WAY_S", 4.0)
+
+    async def at_once(seconds: float) -> None:
+        pass
+
+    monkeypatch.setattr(ingress.asyncio, "sleep", at_once)
+    with pytest.raises(ModelStarting, match="given up") as caught:
+        answer_of(asked)
+    assert caught.value.retry_after == 5
+
+
+def test_who_was_not_asked_lately_costs_no_question(asked: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    way = Way(given=1)
+    monkeypatch.setattr(model_registry, "gives_way", way.is_given)
+    asked.now += ASKED_FOR_S
+    assert answer_of(asked) == "request"
+    assert way.asked == 0

@@ -11,8 +11,8 @@ from pathlib import Path
 
 OURS = {
     "ingress": re.compile(r"ServeReplica:remote-vae"),
-    "replica": re.compile(r"ServeReplica:(fake|straight):"),
     "real replica": re.compile(r"ServeReplica:demo:"),
+    "replica": re.compile(r"ServeReplica:"),
     "proxy": re.compile(r"ray::ProxyActor"),
     "HAProxy": re.compile(r"haproxy -"),
     "server": re.compile(r"remote_vae_serve\.launcher"),

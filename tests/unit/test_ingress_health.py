@@ -47,15 +47,18 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[Reading]:
     assert not registry._thread.is_alive()
 
 
-def checks(registry: Reading, count: int) -> list[str | None]:
+def read(registry: Reading, times: int = 1, patience_s: float = WAIT_S) -> None:
+    """Wait until it has begun to read so often; no longer where it never will."""
+    had, give_up = registry.reads, time.monotonic() + patience_s
+    while registry.reads < had + times and registry._thread.is_alive() and time.monotonic() < give_up:
+        time.sleep(0.005)
+
+
+def checks(registry: Reading, count: int, patience_s: float = WAIT_S) -> list[str | None]:
     """Of a Serve that checks as often as the registry could have read."""
     found = []
     for _ in range(count):
-        had = registry.reads
-        if registry._thread.is_alive():
-            give_up = time.monotonic() + 0.1
-            while registry.reads < had + 2 and time.monotonic() < give_up:
-                time.sleep(0.005)
+        read(registry, 2, patience_s)
         found.append(registry.fault())
     return found
 
@@ -81,14 +84,14 @@ def test_an_ingress_that_hears_nothing_of_a_serve_that_checks_it_is_replaced(reg
         raise InternalError("no")
 
     registry.answer = fail if how == "fails" else lambda: go.wait(WAIT_S) or None  # type: ignore[func-returns-value]
-    time.sleep(0.05)
+    read(registry)  # the one before has ended
     registry.fault()
-    found = checks(registry, CHECKS_WITHOUT_NEWS)
+    found = checks(registry, CHECKS_WITHOUT_NEWS, 0.02 if how == "hangs" else WAIT_S)
     assert found[:-1] == [None] * (CHECKS_WITHOUT_NEWS - 1)
     assert "nothing was read" in (found[-1] or "")
     registry.answer = lambda: None
     go.set()
-    time.sleep(0.05)
+    read(registry, 2)
     assert registry.fault() is None
 
 

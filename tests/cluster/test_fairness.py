@@ -15,8 +15,8 @@ from running_cluster import Cluster
 from samples import latents
 
 pytestmark = pytest.mark.slow  # seconds of steady load
-DECODE_S = 0.2
-WINDOW_S = 8.0
+DECODE_S = 0.4
+WINDOW_S = 10.0
 GREEDY = 200
 Z = latents(1, 4, 8, 8)
 QUERY = {"shape": list(Z.shape), "dtype": "float32"}
@@ -24,7 +24,7 @@ QUERY = {"shape": list(Z.shape), "dtype": "float32"}
 
 @pytest.fixture
 def fair(bare_cluster: Cluster) -> Iterator[Cluster]:
-    """`batching: off`, so that capacity is what it says: five a second."""
+    """`batching: off`, so that capacity is what it says: one decode after the other."""
     bare_cluster.deploy("fair", source="x", device="cpu", num_gpus=0, fake={"decode_s": DECODE_S}, batching="off")
     yield bare_cluster
     serve.delete("fair")
@@ -72,10 +72,12 @@ def test_a_light_client_gets_a_third_of_what_it_gets_alone_beside_one_with_two_h
     alone = served_in_a_window(fair.url)
     greedy = Client(fair.url, "203.0.113.2", GREEDY)
     try:
-        time.sleep(3 * DECODE_S)
+        give_up = time.monotonic() + WAIT_S
+        while len(greedy.refused) < GREEDY / 2:  # on a busy machine the proxy takes seconds to take in so many at once
+            assert time.monotonic() < give_up, "there was no queue to share"
+            time.sleep(DECODE_S)
         beside = served_in_a_window(fair.url)
     finally:
         greedy.stop()
     assert beside >= alone / 3, f"alone {alone}, beside {beside}, the other {len(greedy.served)}"
-    assert greedy.refused, "there was no queue to share"
     assert greedy.served

@@ -40,11 +40,11 @@ SLEEPER = "sleeper"
 Z = torch.zeros(1, 4, 8, 8)
 
 
-def as_shipped(**changed: Any) -> Mapping[str, Any]:
+def as_shipped() -> Mapping[str, Any]:
     """The autoscaling of the models in serve_config.yaml that start from zero."""
     applications = yaml.safe_load(CONFIG.read_text())["applications"]
     (options,) = next(app for app in applications if app["name"] == "sd-v1")["deployments"]
-    return {**options["autoscaling_config"], **changed}
+    return dict(options["autoscaling_config"])
 
 
 def deploy(name: str, num_gpus: float) -> None:
@@ -64,7 +64,7 @@ def ask(url: str, name: str, until: float, answered: list[float], lost: Counter[
 
 
 def turns(url: str, seconds: float) -> list[str]:
-    """Of each model the answers, and the longest time without one; the first begins when its load does."""
+    """Of each model the answers, and the longest time without one, from when its load begins to when that ends."""
     began, lines = time.monotonic(), []
     answered: dict[str, list[float]] = {name: [] for name in MODELS}
     lost: dict[str, Counter[str]] = {name: Counter() for name in MODELS}

@@ -26,6 +26,8 @@ IDLE_S = 900.0
 TURN_S = 6.0
 ASKED_FOR_S = 6.0
 """How long a request to yield counts; the ingress renews it while somebody waits."""
+GIVES_WAY_S = 2.0
+"""How long it counts that a model gives way; its policy renews it, so that one that is no more holds nobody up."""
 FRESH_S = 5.0
 """Of a replica that has just started Serve knows no requests yet: for so long it is not idle."""
 
@@ -63,7 +65,6 @@ class YieldWhenIdle:
         now, running = time.monotonic(), context.current_num_replicas
         asked = asked_to_yield(str(context.app_name))
         self._running_since = (self._running_since or now) if running else None
-        before = self._left
         desired = min(desired, self._turns_left(now, running, asked))
         if self._running_since is None or desired > 0:
             self._idle_since = None
@@ -72,37 +73,46 @@ class YieldWhenIdle:
             if asked and now - self._running_since >= FRESH_S:
                 self._left = 0
             desired = 0 if self._left == 0 or now - self._idle_since >= self._idle_s else 1
-        if (self._left == 0) != (before == 0):
-            _put(_key("gives-way", str(context.app_name)), b"yes" if self._left == 0 else b"", overwrite=True)
+        if self._left == 0:
+            _say("gives-way", str(context.app_name))
         return desired, state
 
     def _turns_left(self, now: float, running: int, asked: bool) -> float:
-        """How many replicas a busy model may have: one less after each turn of being asked, until nobody asks."""
+        """How many replicas a busy model may have: one less after each turn of being asked, until nobody asks. The next turn ends
+        only once the replica of the one before has gone, for which Serve has a delay of its own."""
         if not asked:
             self._asked_since, self._left = None, math.inf
         elif running == 0:
             self._asked_since = None
         else:
             self._asked_since = now if self._asked_since is None else self._asked_since
-            if now - self._asked_since >= self._turn_s:
-                self._asked_since, self._left = now, min(self._left, running) - 1
+            if now - self._asked_since >= self._turn_s and running <= self._left:
+                self._asked_since, self._left = now, running - 1
         return self._left
 
 
 def ask_to_yield(application: str) -> None:
     """Ask a model to give up a replica: its last one at once if it is idle, else when its turn is over."""
-    _put(_key("asked-to-yield", application), str(time.time()).encode(), overwrite=True)
+    _say("asked-to-yield", application)
 
 
 def asked_to_yield(application: str) -> bool:
     """Whether somebody asked within the last seconds."""
-    asked = _get(_key("asked-to-yield", application))
-    return bool(asked) and time.time() - float(asked) < ASKED_FOR_S
+    return _was_said("asked-to-yield", application, ASKED_FOR_S)
 
 
 def gives_way(application: str) -> bool:
     """Whether a model has yielded its last replica, and is still asked for what that held: a request for it is to wait."""
-    return bool(_get(_key("gives-way", application))) and asked_to_yield(application)
+    return _was_said("gives-way", application, GIVES_WAY_S) and asked_to_yield(application)
+
+
+def _say(what: str, application: str) -> None:
+    _put(_key(what, application), str(time.time()).encode(), overwrite=True)
+
+
+def _was_said(what: str, application: str, within_s: float) -> bool:
+    said = _get(_key(what, application))
+    return bool(said) and time.time() - float(said) < within_s
 
 
 def _key(what: str, application: str) -> bytes:

@@ -11,7 +11,16 @@ import pytest
 from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
 from remote_vae_serve import scaling
-from remote_vae_serve.scaling import ASKED_FOR_S, FRESH_S, IDLE_S, TURN_S, YieldWhenIdle, ask_to_yield, gives_way
+from remote_vae_serve.scaling import (
+    ASKED_FOR_S,
+    FRESH_S,
+    GIVES_WAY_S,
+    IDLE_S,
+    TURN_S,
+    YieldWhenIdle,
+    ask_to_yield,
+    gives_way,
+)
 
 CONFIG = AutoscalingConfig(min_replicas=0, max_replicas=4, target_ongoing_requests=1)
 
@@ -109,7 +118,7 @@ def test_one_that_has_gone_comes_again_only_when_nobody_asks_any_more(serve: Ser
     assert gives_way("sd")
     assert serve.asks(policy, replicas=0, requests=1, after_s=1) == 1
     ask_to_yield("sd")
-    assert serve.asks(policy, replicas=1, requests=1) == 1  # its next turn begins anew
+    assert serve.asks(policy, replicas=1, requests=1, after_s=1) == 1  # its next turn begins anew
     assert not gives_way("sd")
 
 
@@ -135,6 +144,28 @@ def test_of_several_that_are_busy_one_goes_for_each_turn_that_somebody_waits(ser
         ask_to_yield("sd")
         wanted.append(serve.asks(policy, replicas=running, requests=9, after_s=after_s))
     assert wanted[1:] == [2, 2, 2, 1, 1]
+
+
+def test_no_turn_ends_before_the_replica_of_the_one_before_has_gone(serve: Serve) -> None:
+    """Serve's `downscale_delay_s` is longer than a turn: all of them would go at once at its end."""
+    policy = YieldWhenIdle(turn_s=5)
+    wanted = []
+    for _ in range(6):
+        ask_to_yield("sd")
+        wanted.append(serve.asks(policy, replicas=3, requests=9, after_s=5))
+    assert wanted[1:] == [2] * 5
+
+
+def test_what_a_policy_said_that_is_no_more_holds_nobody_up(serve: Serve) -> None:
+    """Serve's controller was killed meanwhile, or the model deployed anew."""
+    ask_to_yield("sd")
+    assert serve.asks(YieldWhenIdle(turn_s=0), replicas=1, requests=1) == 0
+    assert gives_way("sd")
+    another = YieldWhenIdle(turn_s=60)
+    serve.now += GIVES_WAY_S
+    ask_to_yield("sd")
+    assert serve.asks(another, replicas=1, requests=1) == 1
+    assert not gives_way("sd")
 
 
 @pytest.mark.parametrize("arguments", [{"idle_sec": 3}, {"idle_s": "abc"}, {"idle_s": None}, {"turn_s": "abc"}])

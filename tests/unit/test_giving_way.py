@@ -75,3 +75,11 @@ def test_who_was_not_asked_lately_costs_no_question(asked: Serve, monkeypatch: p
     asked.now += ASKED_FOR_S
     assert answer_of(asked) == "request"
     assert way.asked == 0
+
+
+def test_a_control_plane_that_is_away_costs_no_request(asked: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(name: str) -> bool:
+        raise ConnectionError("no GCS")
+
+    monkeypatch.setattr(model_registry, "gives_way", away)
+    assert answer_of(asked) == "request"

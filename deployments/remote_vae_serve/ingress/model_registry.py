@@ -157,7 +157,11 @@ class ModelRegistry:
         asked_at = self._asked_at.get(name)
         if asked_at is None or time.monotonic() - asked_at >= ASKED_FOR_S:
             return False
-        return await asyncio.to_thread(gives_way, name)
+        try:
+            return await asyncio.to_thread(gives_way, name)
+        except Exception:  # the control plane restarts: a request is not to fail for a courtesy
+            logger.warning("whether %s gives way could not be read", name, exc_info=True)
+            return False
 
     def mended(self, name: str) -> None:
         """A model that was known as failed has answered: ask its replica anew at the next refresh."""

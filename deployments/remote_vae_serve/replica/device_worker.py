@@ -39,9 +39,8 @@ class FairQueue:
     def append(self, job: Job) -> None:
         if job.client not in self._of:
             self._of[job.client] = deque()
-            if (
-                self._latest in self._of
-            ):  # it asked for its next while it had its turn; or one request at a time gets every third
+            if self._latest in self._of:
+                # Before its next: it has just had a turn. Else who has one request at a time gets every third turn beside it.
                 self._of.move_to_end(self._latest)
         self._of[job.client].append(job)
 

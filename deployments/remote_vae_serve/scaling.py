@@ -23,11 +23,14 @@ logger = logging.getLogger("ray.serve")
 _get, _put = key_value_store()  # Ray's own functions: what is shipped by value must not ask for a module of ours
 
 IDLE_S = 900.0
-TURN_S = 6.0
+TURN_S = 5.0
 ASKED_FOR_S = 6.0
 """How long a request to yield counts; the ingress renews it while somebody waits."""
 GIVES_WAY_S = 2.0
 """How long it counts that a model gives way; its policy renews it, so that one that is no more holds nobody up."""
+NOTICE_S = 1.0
+"""For so long it is said that a model gives way before its last replica goes: a request that is on its way to it is answered yet,
+and does not wait for a replica, for which Serve would start one."""
 FRESH_S = 5.0
 """Of a replica that has just started Serve knows no requests yet: for so long it is not idle."""
 
@@ -58,13 +61,17 @@ class YieldWhenIdle:
         self._idle_since: float | None = None
         self._running_since: float | None = None
         self._asked_since: float | None = None
+        self._gives_way_since: float | None = None
         self._left = math.inf
 
     def __call__(self, context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
         desired, state = replica_queue_length_autoscaling_policy(context)
         now, running = time.monotonic(), context.current_num_replicas
         asked = asked_to_yield(str(context.app_name))
-        self._running_since = (self._running_since or now) if running else None
+        if not running:
+            self._running_since = None
+        elif self._running_since is None:  # it has come, though perhaps out of turn: it answers those who wait for it
+            self._running_since, self._asked_since, self._left = now, None, math.inf
         desired = min(desired, self._turns_left(now, running, asked))
         if self._running_since is None or desired > 0:
             self._idle_since = None
@@ -72,9 +79,13 @@ class YieldWhenIdle:
             self._idle_since = now if self._idle_since is None else self._idle_since
             if asked and now - self._running_since >= FRESH_S:
                 self._left = 0
-            desired = 0 if self._left == 0 or now - self._idle_since >= self._idle_s else 1
-        if self._left == 0:
+            desired = 0 if now - self._idle_since >= self._idle_s else 1
+        if self._left > 0:
+            self._gives_way_since = None
+        else:
+            self._gives_way_since = now if self._gives_way_since is None else self._gives_way_since
             _say("gives-way", str(context.app_name))
+            desired = 1 if running and now - self._gives_way_since < NOTICE_S else 0
         return desired, state
 
     def _turns_left(self, now: float, running: int, asked: bool) -> float:
@@ -94,6 +105,11 @@ class YieldWhenIdle:
 def ask_to_yield(application: str) -> None:
     """Ask a model to give up a replica: its last one at once if it is idle, else when its turn is over."""
     _say("asked-to-yield", application)
+
+
+def take_back(application: str) -> None:
+    """Nobody waits any more for what a model was asked to give up: it may come again."""
+    _put(_key("asked-to-yield", application), b"0", overwrite=True)
 
 
 def asked_to_yield(application: str) -> bool:

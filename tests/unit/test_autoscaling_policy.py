@@ -16,10 +16,12 @@ from remote_vae_serve.scaling import (
     FRESH_S,
     GIVES_WAY_S,
     IDLE_S,
+    NOTICE_S,
     TURN_S,
     YieldWhenIdle,
     ask_to_yield,
     gives_way,
+    take_back,
 )
 
 CONFIG = AutoscalingConfig(min_replicas=0, max_replicas=4, target_ongoing_requests=1)
@@ -80,7 +82,8 @@ def test_who_is_asked_to_yield_goes_at_once_if_idle_and_only_while_somebody_wait
     assert serve.asks(policy, replicas=1, requests=1, after_s=FRESH_S) == 1
     ask_to_yield("sd")
     assert serve.asks(policy, replicas=1, requests=1) == 1
-    assert serve.asks(policy, replicas=1) == 0
+    assert serve.asks(policy, replicas=1) == 1
+    assert serve.asks(policy, replicas=1, after_s=NOTICE_S) == 0
     assert serve.asks(policy, replicas=1, after_s=ASKED_FOR_S) == 1
     ask_to_yield("flux")
     assert serve.asks(policy, replicas=1) == 1
@@ -91,7 +94,9 @@ def test_one_that_has_just_started_is_not_idle_whatever_serve_knows_of_it_yet(se
     ask_to_yield("sd")
     assert serve.asks(policy, replicas=1) == 1
     assert serve.asks(policy, replicas=1, after_s=FRESH_S - 1) == 1
-    assert serve.asks(policy, replicas=1, after_s=1) == 0
+    assert not gives_way("sd")
+    assert serve.asks(policy, replicas=1, after_s=1) == 1
+    assert gives_way("sd")
 
 
 def test_a_busy_one_goes_when_its_turn_is_over_and_not_before(serve: Serve) -> None:
@@ -99,15 +104,51 @@ def test_a_busy_one_goes_when_its_turn_is_over_and_not_before(serve: Serve) -> N
     for after_s in (0, 5, 4):
         ask_to_yield("sd")  # the ingress does, as long as somebody waits
         assert serve.asks(policy, replicas=1, requests=1, after_s=after_s) == 1
+    assert not gives_way("sd")
     ask_to_yield("sd")
-    assert serve.asks(policy, replicas=1, requests=1, after_s=1) == 0
+    assert serve.asks(policy, replicas=1, requests=1, after_s=1) == 1
+    assert serve.asks(policy, replicas=1, requests=1, after_s=NOTICE_S) == 0
+
+
+def test_that_it_gives_way_is_said_before_it_goes_so_that_no_request_is_left_waiting_for_it(serve: Serve) -> None:
+    """Serve would start a replica for that request at once, whatever the policy says."""
+    policy = YieldWhenIdle(turn_s=0)
+    ask_to_yield("sd")
+    assert serve.asks(policy, replicas=1, requests=1) == 1
+    assert gives_way("sd")
+    assert serve.asks(policy, replicas=1, requests=1, after_s=NOTICE_S / 2) == 1
+    assert serve.asks(policy, replicas=1, requests=1, after_s=NOTICE_S / 2) == 0
+
+
+def test_one_that_has_come_out_of_turn_answers_those_who_wait_for_it(serve: Serve) -> None:
+    """By a handle, say. To stop it at once, and the next one too, would serve nobody."""
+    policy = YieldWhenIdle(turn_s=5)
+    for after_s in (0, 5, NOTICE_S):
+        ask_to_yield("sd")
+        wanted = serve.asks(policy, replicas=1, requests=1, after_s=after_s)
+    assert wanted == 0
+    for replicas, after_s in ((0, 2), (1, 3), (1, 4)):
+        ask_to_yield("sd")
+        wanted = serve.asks(policy, replicas=replicas, requests=1, after_s=after_s)
+    assert wanted == 1
+    assert not gives_way("sd")
+
+
+def test_once_the_other_runs_it_comes_again_without_delay(serve: Serve) -> None:
+    policy = YieldWhenIdle(turn_s=0)
+    ask_to_yield("sd")
+    assert serve.asks(policy, replicas=1, requests=1) == 1
+    assert serve.asks(policy, replicas=1, requests=1, after_s=NOTICE_S) == 0
+    take_back("sd")
+    assert not gives_way("sd")
+    assert serve.asks(policy, replicas=0, requests=1) == 1
 
 
 @pytest.mark.parametrize("requests", [0, 1])
 def test_one_that_has_gone_comes_again_only_when_nobody_asks_any_more(serve: Serve, requests: int) -> None:
     """Else it races for the GPU with the one that it went for, and may win every time."""
     policy = YieldWhenIdle(idle_s=600, turn_s=10)
-    for after_s in (0, 5, 5):
+    for after_s in (0, 5, 5, NOTICE_S):
         ask_to_yield("sd")
         wanted = serve.asks(policy, replicas=1, requests=requests, after_s=after_s)
     assert wanted == 0
@@ -159,7 +200,7 @@ def test_no_turn_ends_before_the_replica_of_the_one_before_has_gone(serve: Serve
 def test_what_a_policy_said_that_is_no_more_holds_nobody_up(serve: Serve) -> None:
     """Serve's controller was killed meanwhile, or the model deployed anew."""
     ask_to_yield("sd")
-    assert serve.asks(YieldWhenIdle(turn_s=0), replicas=1, requests=1) == 0
+    assert serve.asks(YieldWhenIdle(turn_s=0), replicas=1, requests=1) == 1
     assert gives_way("sd")
     another = YieldWhenIdle(turn_s=60)
     serve.now += GIVES_WAY_S

@@ -83,3 +83,37 @@ def test_a_control_plane_that_is_away_costs_no_request(asked: Serve, monkeypatch
 
     monkeypatch.setattr(model_registry, "gives_way", away)
     assert answer_of(asked) == "request"
+
+
+def test_who_was_asked_is_told_once_the_other_runs(asked: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes again at its next request then, and not only once nobody has asked for a while."""
+    taken_back: list[str] = []
+    monkeypatch.setattr(model_registry, "take_back", taken_back.append)
+    monkeypatch.setattr(model_registry, "shortages", lambda *_: {})
+    asked.applications["flux"] = starting(asked.applications["sd"])
+    asked.state()
+    assert taken_back == []  # it is being loaded
+    asked.applications["flux"] = asked.applications["sd"]
+    asked.state()
+    assert taken_back == ["sd"]
+    asked.state()
+    assert taken_back == ["sd"]
+
+
+def test_as_long_as_a_third_one_waits_for_it_nothing_is_taken_back(
+    asked: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken_back: list[str] = []
+    monkeypatch.setattr(model_registry, "take_back", taken_back.append)
+    shortage = Shortage({"GPU": 1.0}, ("sd",), certain=False)
+    monkeypatch.setattr(model_registry, "shortages", lambda *_: {"third": shortage})
+    asked.applications["flux"] = asked.applications["sd"]
+    asked.state()
+    assert taken_back == []
+
+
+def starting(application: Any) -> Any:
+    """The same before its replica runs."""
+    deployment = application["deployments"]["VAE"]
+    replicas = [replica | {"state": "STARTING"} for replica in deployment["replicas"]]
+    return application | {"deployments": {"VAE": deployment | {"replicas": replicas}}}

@@ -26,7 +26,7 @@ from remote_vae.transports.retry import RetryPolicy
 from remote_vae_serve.config import ASIDE
 from remote_vae_serve.http.app import RESERVED
 from remote_vae_serve.ingress.resource_shortages import Shortage, shortages
-from remote_vae_serve.scaling import ASKED_FOR_S, ask_to_yield, gives_way
+from remote_vae_serve.scaling import ASKED_FOR_S, ask_to_yield, gives_way, take_back
 
 logger = logging.getLogger("ray.serve")
 
@@ -83,6 +83,14 @@ class Model:
         return replace(known, name=self.name, state=self.state, reason=mistake or self.reason or known.reason)
 
 
+@dataclass(frozen=True)
+class Asked:
+    """That a model was asked to yield: when, on the monotonic clock, and for whom."""
+
+    at: float
+    by: str
+
+
 class ModelRegistry:
     """The models, kept up to date in the background; reading is thread-safe.
 
@@ -95,7 +103,7 @@ class ModelRegistry:
         self._models: Mapping[str, Model] = {}
         self._warned: set[str] = set()
         self._waiting_since: dict[str, float] = {}
-        self._asked_at: dict[str, float] = {}  # to yield
+        self._asked: dict[str, Asked] = {}
         self._read_once = threading.Event()
         self._news = self._news_checked = self._checks_without_news = 0
         # Never on the caller's own thread, which is a replica's event loop: a replica is asked there by a blocking call.
@@ -143,6 +151,10 @@ class ModelRegistry:
             where = f"http://{http.get('host')}:{http.get('port')}"
             logger.info("Serving %s at %s/<model>", ", ".join(sorted(models)) or "no model yet", where)
         self._models = models
+        self._have_them_yield(waiting)
+
+    def _have_them_yield(self, waiting: Mapping[str, Shortage]) -> None:
+        """Ask who holds what a model waits for; once that runs, take it back, so that they come again without delay."""
         now = time.monotonic()
         self._waiting_since = {name: self._waiting_since.get(name, now) for name in waiting}
         for name, shortage in waiting.items():
@@ -150,12 +162,18 @@ class ModelRegistry:
                 # One at a time: the next is asked when this one turns out to be busy.
                 holder = shortage.holders[int(now / ASKED_FOR_S) % len(shortage.holders)]
                 ask_to_yield(holder)
-                self._asked_at[holder] = now
+                self._asked[holder] = Asked(now, name)
+        still_asked = {holder for shortage in waiting.values() for holder in shortage.holders}
+        for holder, asked in list(self._asked.items()):
+            waiter = self._models.get(asked.by)
+            if holder not in still_asked and waiter is not None and waiter.running:
+                take_back(holder)
+                del self._asked[holder]
 
     async def gives_way(self, name: str) -> bool:
         """Whether a model has yielded to another that does not run yet. Ray's control plane is asked, where it was asked to."""
-        asked_at = self._asked_at.get(name)
-        if asked_at is None or time.monotonic() - asked_at >= ASKED_FOR_S:
+        asked = self._asked.get(name)
+        if asked is None or time.monotonic() - asked.at >= ASKED_FOR_S:
             return False
         try:
             return await asyncio.to_thread(gives_way, name)

@@ -3,7 +3,7 @@
     python -m benchmarks.nodes [--times 5] [--faults lost,silent,drained] [--out benchmarks/results/nodes.md]
 
 A Ray of several nodes on this machine, each with its own raylet and one GPU that is not there. The model has two replicas, each
-on a node of its own, and there is one node to spare; the head has the ingress.
+on a node of its own, and there is one node to spare; the head has the ingress. The model is asked there and at a path of its own.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from benchmarks.soak.clients import DEADLINE_S, TRY_S, Clients, ours, plain
 from benchmarks.soak.faults import Fault
 from benchmarks.soak.outcomes import Answer
 from benchmarks.soak.report import outcomes_table, silences_table, what_went_wrong
-from benchmarks.soak.works import FAKE, Work, works
+from benchmarks.soak.works import DIRECT, FAKE, Work, works
 from local_server import descendants, free_port
 from remote_vae import RemoteVAE
 from remote_vae.ray_internals import SILENCE_VARIABLES, serve_details
@@ -133,13 +133,16 @@ def ready() -> bool:
 
 def measure(nodes: Nodes, url: str, name: str, times: int, todo: list[Work]) -> list[str]:
     fault = {"lost": nodes.lose, "silent": nodes.silence, "drained": nodes.drain}[name]
-    vae_of_ours = RemoteVAE(f"{url}/{FAKE}", deadline=DEADLINE_S, timeout=(5.0, TRY_S))
+    vaes = {door: RemoteVAE(f"{url}/{door}", deadline=DEADLINE_S, timeout=(5.0, TRY_S)) for door in (FAKE, DIRECT)}
     answers: list[Answer] = []
     happened: list[Fault] = []
-    clients = [
-        Clients("ours", [partial(ours, vae_of_ours)] * 2, todo, answers.append),
-        Clients("plain", [partial(plain, url)] * 2, todo, answers.append),
-    ]
+    clients = []
+    for door in vaes:
+        there = [work for work in todo if work.model == door]
+        clients += [
+            Clients("ours", [lambda work: ours(vaes[work.model], work)] * 2, there, answers.append),
+            Clients("plain", [partial(plain, url)] * 2, there, answers.append),
+        ]
     for _ in range(times):
         time.sleep(SETTLED_S)
         at = time.time()
@@ -159,7 +162,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="also write the tables there")
     args = parser.parse_args()
     os.environ |= ENVIRONMENT
-    todo = [work for work in works() if work.model == FAKE]
+    todo = [work for work in works() if work.model in (FAKE, DIRECT)]
     port = free_port()
     nodes = Nodes()
     try:
@@ -167,7 +170,7 @@ def main() -> None:
         serve.run(ingress(IngressConfig()), name="remote-vae", route_prefix="/")
         config = VAEConfig(source="nowhere", fake={"decode_s": 0.05}, device="cpu", num_gpus=1, num_cpus=0)
         application = vae(config)._bound_deployment.options(num_replicas=REPLICAS).bind(config)
-        serve.run(application, name=FAKE, route_prefix=None)
+        serve.run(application, name=FAKE, route_prefix=f"/{DIRECT}")
         lines = [line for name in args.faults.split(",") for line in measure(
             nodes, f"http://127.0.0.1:{port}", name, args.times, todo)]  # fmt: skip
     finally:

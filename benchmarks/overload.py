@@ -1,6 +1,6 @@
 """Overload: requests at five times the capacity, and one client beside another with 200 requests at once; as a table.
 
-    python benchmarks/overload.py [--seconds 120] [--haproxy] [--direct] [--out benchmarks/results/overload.md]
+    python -m benchmarks.overload [--seconds 120] [--decode-s 0.1] [--haproxy] [--direct] [--out benchmarks/results/overload.md]
 
 A fake engine of a fixed time and no batches, so that capacity is known; everything else is as shipped, under the launcher.
 `X-Forwarded-For`, which is believed on loopback, makes clients of threads.
@@ -13,6 +13,7 @@ import statistics
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,8 +25,6 @@ import requests
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 from local_server import LocalServer
 
-DECODE_S = 0.1
-CAPACITY = 1 / DECODE_S
 TIMES = 5
 CLIENTS = 20
 GREEDY = 200
@@ -137,7 +136,7 @@ def advice_against_need(replies: Sequence[Reply]) -> list[float]:
     return ratios
 
 
-def measure(server: LocalServer, url: str, seconds: float) -> list[str]:
+def measure(server: LocalServer, url: str, seconds: float, capacity_told: float) -> list[str]:
     alone = served_for(FAIR_S, url, "198.51.100.1", 1)
     capacity = served_for(FAIR_S, url, "198.51.100.2", 8) / FAIR_S
     over = threading.Event()
@@ -145,12 +144,12 @@ def measure(server: LocalServer, url: str, seconds: float) -> list[str]:
     looking = threading.Thread(target=lambda: health.extend(look(f"{server.url}/health", 0.1, over)))
     looking.start()
     began = time.monotonic()
-    replies = flood(url, TIMES * CAPACITY, seconds)
+    replies = flood(url, TIMES * capacity_told, seconds)
     over.set()
     looking.join()
     served = [reply for reply in replies if reply.status == 200 and reply.sent + reply.took_s < began + seconds]
     refused = [reply for reply in replies if reply.status == 503 and reply.retry_after is not None]
-    others = len(replies) - len(refused) - sum(reply.status == 200 for reply in replies)
+    others = Counter(reply.status for reply in replies if reply.status != 200 and reply not in refused)
     ratios = advice_against_need(replies)
     greedy = Closed(url, "198.51.100.4", GREEDY)
     time.sleep(2)
@@ -159,10 +158,10 @@ def measure(server: LocalServer, url: str, seconds: float) -> list[str]:
     within = sum(0.5 <= ratio <= 2 for ratio in ratios) / max(len(ratios), 1)
     return [
         f"| capacity, eight requests at a time | {capacity:.1f} a second |",
-        f"| sent in {seconds:g} s, at {TIMES} times {CAPACITY:g} a second | {len(replies)} |",
+        f"| sent in {seconds:g} s, at {TIMES} times {capacity_told:g} a second | {len(replies)} |",
         f"| answered in that time | {len(served)}, {len(served) / seconds / capacity:.2f} of the capacity |",
         f"| refused | {len(refused)}; median {1000 * _median(refused):.0f} ms, p95 {1000 * _p95(refused):.0f} ms |",
-        f"| neither | {others} |",
+        f"| neither, by status | {dict(others) or 0} |",
         f"| `/health` meanwhile | {len(health)} times; p95 {1000 * p95(health):.0f} ms |",
         f"| `Retry-After` over what those let in waited | median {statistics.median(ratios or [0]):.2f}, "
         f"{100 * within:.0f} % within a factor of two |",
@@ -182,6 +181,7 @@ def _p95(replies: Sequence[Reply]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=120.0)
+    parser.add_argument("--decode-s", type=float, default=0.1, help="what one decode takes: capacity is its inverse")
     parser.add_argument("--haproxy", action="store_true")
     parser.add_argument("--direct", action="store_true", help="the model's own path instead of the ingress")
     parser.add_argument("--out", type=Path, help="also append the table there")
@@ -192,13 +192,13 @@ def main() -> None:
             "name": MODEL,
             "route_prefix": f"/{MODEL}" if args.direct else None,
             "import_path": "remote_vae_serve.app:vae",
-            "args": {"source": "nowhere", "fake": {"decode_s": DECODE_S}, "num_cpus": 0, "batching": "off"},
+            "args": {"source": "nowhere", "fake": {"decode_s": args.decode_s}, "num_cpus": 0, "batching": "off"},
         }
         config["applications"] = [app for app in config["applications"] if app["name"] == "remote-vae"] + [model]
 
     command = (sys.executable, "-m", "remote_vae_serve.cli", "run", *(["--haproxy"] if args.haproxy else []))
     with LocalServer(models=(MODEL,), change=one_model, command=command) as server:
-        rows = measure(server, f"{server.url}/{MODEL}", args.seconds)
+        rows = measure(server, f"{server.url}/{MODEL}", args.seconds, 1 / args.decode_s)
     door = f"{'direct door' if args.direct else 'ingress'}, {'HAProxy' if args.haproxy else 'Python proxy'}"
     text = "\n".join([f"| {door} | |", "|---|---|", *rows]) + "\n"
     print(text)

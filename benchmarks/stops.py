@@ -1,9 +1,9 @@
 """Long decodes in flight while their server is stopped, or their model scaled down: how many of them are cut; as a table.
 
-    python benchmarks/stops.py [--times 10] [--decode-s 35] [--haproxy] [--direct] [--out benchmarks/results/stops.md]
+    python -m benchmarks.stops [--times 10] [--decode-s 35] [--haproxy] [--out benchmarks/results/stops.md]
 
-A fake engine of a fixed time; everything else is as shipped, under the launcher. Serve's own limit for a replica that is to go
-is 20 s. Requests are sent once, without retries.
+Two models of a fake engine of a fixed time, one behind the ingress and one at a path of its own; everything else is as shipped,
+under the launcher. Serve's own limit for a replica that is to go is 20 s. Requests are sent once, without retries.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import requests
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 from local_server import LocalServer
 
-MODEL = "slow"
+DOORS = {"slow": "ingress", "slow-direct": "direct"}
 REPLICAS = 2
 QUERY = {"shape": [1, 4, 8, 8], "dtype": "float32"}
 BODY = bytes(4 * 4 * 64)
@@ -42,11 +42,11 @@ def send(url: str) -> str:
 
 def while_in_flight(server: LocalServer, happens: Callable[[], object]) -> Counter[str]:
     """What became of a decode on each replica when that happened in the middle of it."""
-    with ThreadPoolExecutor(REPLICAS) as pool:
-        sent = [pool.submit(send, f"{server.url}/{MODEL}") for _ in range(REPLICAS)]
+    with ThreadPoolExecutor(REPLICAS * len(DOORS)) as pool:
+        sent = [(name, pool.submit(send, f"{server.url}/{name}")) for name in DOORS for _ in range(REPLICAS)]
         time.sleep(BEGUN_S)
         happens()
-        return Counter(future.result() for future in sent)
+        return Counter(f"{DOORS[name]}: {future.result()}" for name, future in sent)
 
 
 def stopped(make: Callable[[], LocalServer]) -> tuple[Counter[str], float]:
@@ -63,7 +63,9 @@ def scaled_down(server: LocalServer) -> Counter[str]:
 
     def to(count: int) -> Callable[[], None]:
         def change(config: dict[str, Any]) -> None:
-            config["applications"][-1]["deployments"][0]["num_replicas"] = count
+            for application in config["applications"]:
+                if application["name"] in DOORS:
+                    application["deployments"][0]["num_replicas"] = count
 
         return lambda: server.deploy(change)
 
@@ -75,7 +77,7 @@ def scaled_down(server: LocalServer) -> Counter[str]:
 
 
 def wait_for(server: LocalServer, count: int) -> None:
-    while len(server.processes(f"ServeReplica:{MODEL}:")) != count:
+    while any(len(server.processes(f"ServeReplica:{name}:")) != count for name in DOORS):
         time.sleep(0.5)
     time.sleep(BEGUN_S)  # until the router has heard of it
 
@@ -85,39 +87,51 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=10)
     parser.add_argument("--decode-s", type=float, default=35.0)
     parser.add_argument("--haproxy", action="store_true")
-    parser.add_argument("--direct", action="store_true", help="the model's own path instead of the ingress")
     parser.add_argument("--out", type=Path, help="also append the table there")
     args = parser.parse_args()
 
-    def one_model(config: dict[str, Any]) -> None:
-        model = {
-            "name": MODEL,
-            "route_prefix": f"/{MODEL}" if args.direct else None,
-            "import_path": "remote_vae_serve.app:vae",
-            "args": {"source": "nowhere", "fake": {"decode_s": args.decode_s}, "num_cpus": 0, "batching": "off"},
-            "deployments": [{"name": "VAE", "num_replicas": REPLICAS}],
-        }
-        config["applications"] = [app for app in config["applications"] if app["name"] == "remote-vae"] + [model]
+    def slow_models(config: dict[str, Any]) -> None:
+        models = [
+            {
+                "name": name,
+                "route_prefix": f"/{name}" if door == "direct" else None,
+                "import_path": "remote_vae_serve.app:vae",
+                "args": {"source": "nowhere", "fake": {"decode_s": args.decode_s}, "num_cpus": 0, "batching": "off"},
+                "deployments": [{"name": "VAE", "num_replicas": REPLICAS}],
+            }
+            for name, door in DOORS.items()
+        ]
+        config["applications"] = [app for app in config["applications"] if app["name"] == "remote-vae"] + models
 
     def make() -> LocalServer:
         command = (sys.executable, "-m", "remote_vae_serve.cli", "run", *(["--haproxy"] if args.haproxy else []))
-        return LocalServer(models=(MODEL,), change=one_model, command=command)
+        return LocalServer(models=tuple(DOORS), change=slow_models, command=command)
 
-    stops = [stopped(make) for _ in range(args.times)]
+    stops = []
+    for number in range(args.times):
+        stops.append(stopped(make))
+        print(number, stops[-1], flush=True)
     with make() as server:
-        downs = sum((scaled_down(server) for _ in range(args.times)), Counter[str]())
+        downs = Counter[str]()
+        for number in range(args.times):
+            downs += (ended := scaled_down(server))
+            print(number, ended, flush=True)
     by_signal = sum((ended for ended, _ in stops), Counter[str]())
-    door = f"{'direct door' if args.direct else 'ingress'}, {'HAProxy' if args.haproxy else 'Python proxy'}"
+    proxy = "HAProxy" if args.haproxy else "Python proxy"
     text = "\n".join([
-        f"| {door}: {REPLICAS} decodes of {args.decode_s:g} s, {args.times} times | ended |",
+        f"| {proxy}: {REPLICAS} decodes of {args.decode_s:g} s at each door, {args.times} times | ended |",
         "|---|---|",
-        f"| SIGTERM to the whole group | {dict(by_signal)}; the server was gone after at most {max(s for _, s in stops):.0f} s |",
-        f"| from {REPLICAS} replicas to one | {dict(downs)} |",
+        f"| SIGTERM to the whole group | {said(by_signal)}; the server was gone after at most {max(s for _, s in stops):.0f} s |",
+        f"| from {REPLICAS} replicas to one | {said(downs)} |",
     ]) + "\n"  # fmt: skip
     print(text)
     if args.out:
         with args.out.open("a") as file:
             file.write(text + "\n")
+
+
+def said(ended: Counter[str]) -> str:
+    return ", ".join(f"{how} {times}" for how, times in sorted(ended.items()))
 
 
 if __name__ == "__main__":

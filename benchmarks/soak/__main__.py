@@ -2,20 +2,22 @@
 
     python -m benchmarks.soak [--minutes 30] [--every 20] [--haproxy] [--only "ingress killed"] [--out soak.md]
 
-Exit code 1 where our client or a handle lost anything, anybody got other pixels or no answer, or a process grows.
+Exit code 1 where our client or a handle lost anything, anybody got other pixels or no answer, a process grows, or an object or
+a spilled file is left.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import os
 import platform
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -24,15 +26,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 from benchmarks.soak import report
 from benchmarks.soak.clients import DEADLINE_S, TRY_S, Clients, ours, plain
-from benchmarks.soak.faults import FAKE_DECODE_S, Fault, faults
+from benchmarks.soak.faults import FAKE_DECODE_S, ROOT, STORE_MIB, Fault, faults, joining
 from benchmarks.soak.outcomes import Answer, Outcome
 from benchmarks.soak.processes import Watch, holdings
 from benchmarks.soak.works import DIRECT, DOORS, FAKE, REAL, works
 from local_server import LocalServer
 from remote_vae import RemoteVAE
-from remote_vae.ray_internals import LOOPBACK_VARIABLES
 
-ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {"RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(STORE_MIB * 2**20)}
 SETTLE_S = 20.0
 LOOK_S = 5.0
 BAD = (Outcome.LOST, Outcome.WRONG, Outcome.HUNG)
@@ -63,7 +64,7 @@ def main() -> int:
     answers: list[Answer] = []
     happened: list[Fault] = []
     watch, over = Watch(), threading.Event()
-    with LocalServer(models=tuple(DOORS), change=models, command=command) as server:
+    with LocalServer(models=tuple(DOORS), change=models, command=command, environment=ENVIRONMENT) as server:
         todo = works()
         vaes = {name: RemoteVAE(f"{server.url}/{name}", deadline=DEADLINE_S, timeout=(5.0, TRY_S)) for name in DOORS}
         for work in todo:  # the server is right before anything is broken
@@ -94,6 +95,7 @@ def main() -> int:
         watching.join()
         time.sleep(SETTLE_S)
         after = holdings(server.processes())
+        left = _left_behind(server)
     growths = watch.growths()
     lines = [
         "# Soak", "",
@@ -101,7 +103,8 @@ def main() -> int:
         f"{'HAProxy' if args.haproxy else 'Python proxy'}; "
         f"commit {_commit()}, {datetime.now(timezone.utc):%Y-%m-%d}, {os.cpu_count()} cores, {platform.machine()}.", "",
         *report.outcomes_table(answers), "", *report.silences_table(answers, happened), "",
-        *report.holdings_table(before, after), "", *report.growth_table(growths), "", *report.what_went_wrong(answers),
+        *report.holdings_table(before, after), "", *report.growth_table(growths), "", f"Left behind: {left}.", "",
+        *report.what_went_wrong(answers),
     ]  # fmt: skip
     if failed:
         lines.append("- the generators ended before their time")
@@ -112,7 +115,7 @@ def main() -> int:
     if args.answers:
         args.answers.write_text("".join(f"{answer.to_json()}\n" for answer in answers))
     ours_lost = any(a.outcome in BAD and (a.client != "plain" or a.outcome is Outcome.WRONG) for a in answers)
-    return int(ours_lost or failed or hung > 0 or any(growth.is_leak for growth in growths))
+    return int(ours_lost or failed or hung > 0 or any(growth.is_leak for growth in growths) or any(left.values()))
 
 
 def _arguments() -> argparse.Namespace:
@@ -156,9 +159,14 @@ def _break(
 
 
 def _generators(server: LocalServer, actors: int, seconds: float) -> subprocess.Popen[str]:
-    environment = os.environ | server.ray_environment | LOOPBACK_VARIABLES | {"RAY_ADDRESS": server.ray_address}
     command = [sys.executable, "-m", "benchmarks.soak.handles", str(actors), str(seconds)]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, cwd=ROOT, env=joining(server), stdout=subprocess.PIPE, text=True)
+
+
+def _left_behind(server: LocalServer) -> Mapping[str, int]:
+    command = [sys.executable, "-m", "benchmarks.soak.left_behind"]
+    told = subprocess.run(command, cwd=ROOT, env=joining(server), check=True, stdout=subprocess.PIPE, text=True)
+    return dict(json.loads(told.stdout.splitlines()[-1]))
 
 
 def _commit() -> str:

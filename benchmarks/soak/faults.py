@@ -6,11 +6,13 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,7 +20,10 @@ import requests
 
 from benchmarks.soak.works import DIRECT, FAKE, REAL
 from local_server import LocalServer
+from remote_vae.ray_internals import LOOPBACK_VARIABLES
 
+ROOT = Path(__file__).parents[2]
+STORE_MIB, SQUEEZED_S = 300, 8.0
 HELD_MIB, HELD_S = 20, 8.0
 FROZEN_S = 8.0
 STORM, STORM_S = 50, 3.0
@@ -115,6 +120,19 @@ def hold_bodies_back(server: LocalServer) -> bool:
     return bool(held)
 
 
+def squeeze_memory(server: LocalServer) -> bool:
+    """Another job of the cluster puts half as much again into the object store as that holds, so that Ray spills."""
+    command = [sys.executable, "-m", "benchmarks.soak.memory_hog", str(STORE_MIB * 1.5), str(SQUEEZED_S)]
+    return (
+        subprocess.run(command, cwd=ROOT, env=joining(server), check=False, stderr=subprocess.DEVNULL).returncode == 0
+    )
+
+
+def joining(server: LocalServer) -> Mapping[str, str]:
+    """The environment of a job that joins the server's Ray."""
+    return {**os.environ, **server.ray_environment, **LOOPBACK_VARIABLES, "RAY_ADDRESS": server.ray_address}
+
+
 def hostile(server: LocalServer) -> bool:
     """Requests that no client sends by mistake."""
     for request in HOSTILE * 5:
@@ -160,6 +178,7 @@ def faults(haproxy: bool) -> Mapping[str, Callable[[LocalServer], bool]]:
         "replica silent": freeze(*replicas),
         "controller killed": kill("ServeController"),
         "storm": storm,
+        "memory squeezed": squeeze_memory,
         "update": update,
         "real model's replica killed": kill(f"ServeReplica:{REAL}:VAE"),
     }

@@ -12,7 +12,7 @@ from ray import serve
 from ray.serve import Application
 
 from remote_vae.transports.handle import MODEL_DEPLOYMENT
-from remote_vae_serve.config import ASIDE, IngressConfig, VAEConfig
+from remote_vae_serve.config import ASIDE, INGRESS_DEPLOYMENT, IngressConfig, VAEConfig
 from remote_vae_serve.engine.memory import malloc_cache
 from remote_vae_serve.ingress.ingress import Ingress
 from remote_vae_serve.replica.replica import VAE, describe_arguments
@@ -33,7 +33,7 @@ def ingress(args: IngressConfig) -> Application:
     """The application at `/`: HTTP in, routed by model name to the VAE applications of the cluster."""
     deployment = serve.deployment(
         serve.ingress()(Ingress),
-        name="Ingress",
+        name=INGRESS_DEPLOYMENT,
         ray_actor_options={"num_cpus": args.num_cpus, "num_gpus": 0},
         max_ongoing_requests=1000,  # it only forwards: each model's own deployment says how much is too much
         graceful_shutdown_timeout_s=args.request_timeout_s + SHUTDOWN_S,

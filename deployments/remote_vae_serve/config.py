@@ -28,6 +28,7 @@ Device = Literal["auto", "cuda", "cpu"]
 Reservation = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
+INGRESS_DEPLOYMENT = "Ingress"
 ASIDE = 16
 """Of what Serve lets into a replica at a time (`max_ongoing_requests`), what is not for requests that are let in: questions of
 what the model is, and requests that another replica has handed back, which are never refused."""

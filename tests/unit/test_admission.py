@@ -107,6 +107,19 @@ def test_the_ingress_refuses_before_a_body_is_read(serve: Serve, holds: tuple[in
     assert (serve.registry.get("sd").places or 0) > places
 
 
+@pytest.mark.parametrize(
+    ("running", "places"), [((), 40), (("RUNNING",), 40), (("RUNNING", "RUNNING", "STARTING"), 20)]
+)
+def test_ingresses_share_what_the_replicas_hold(serve: Serve, running: tuple[str, ...], places: int) -> None:
+    """What the second let in as well would wait in Serve's router, and be refused once it came to the replica: after seconds."""
+    replicas = [{"replica_id": f"{number}", "state": state} for number, state in enumerate(running)]
+    deployment = {"replicas": replicas, "required_resources": {}}
+    serve.applications["remote-vae"] = {"status": "RUNNING", "deployments": {"Ingress": deployment}}
+    serve.deploys("RUNNING", holds=(40 + ASIDE, 10))
+    serve.state()
+    assert serve.registry.get("sd").places == places
+
+
 def test_what_serves_queue_refuses_before_a_model_that_starts_is_told_the_length_of_the_start(serve: Serve) -> None:
     class Full:
         async def try_one_async(self, request: Any) -> Any:

@@ -23,7 +23,7 @@ from remote_vae.protocol.wire import PROTOCOL
 from remote_vae.ray_internals import serve_details
 from remote_vae.transports.handle import HandleTransport
 from remote_vae.transports.retry import RetryPolicy
-from remote_vae_serve.config import ASIDE
+from remote_vae_serve.config import ASIDE, INGRESS_DEPLOYMENT
 from remote_vae_serve.http.app import RESERVED
 from remote_vae_serve.ingress.resource_shortages import Shortage, shortages
 from remote_vae_serve.scaling import ASKED_FOR_S, ask_to_yield, gives_way, take_back
@@ -58,7 +58,8 @@ class Model:
         transport: the way to it; None where it failed to deploy.
         asked_at: when a replica was last asked, on the monotonic clock.
         shortage: what its first replica waits for; None if for nothing.
-        places: requests that its replicas hold at a time, or that may wait for the first of them; None for no limit.
+        places: requests that this ingress may have with its replicas at a time, or waiting for the first of them; None for no
+            limit. Other ingresses have as many.
         start_s: seconds that a replica takes to start, as the last one told.
         mistake: why its last deploy failed, while replicas of the one before answer; "" where it did not.
     """
@@ -104,6 +105,7 @@ class ModelRegistry:
         self._warned: set[str] = set()
         self._waiting_since: dict[str, float] = {}
         self._asked: dict[str, Asked] = {}
+        self._ingresses = 1
         self._read_once = threading.Event()
         self._news = self._news_checked = self._checks_without_news = 0
         # Never on the caller's own thread, which is a replica's event loop: a replica is asked there by a blocking call.
@@ -137,6 +139,7 @@ class ModelRegistry:
         details = serve_details()
         self._news += 1
         applications = details["applications"]
+        self._ingresses = _ingresses(applications)
         waiting = shortages(applications, ray.cluster_resources(), ray.available_resources())
         models = {}
         for name, application in applications.items():
@@ -211,13 +214,12 @@ class ModelRegistry:
             arguments = ModelDescription.from_plain(user_config)
         except BrokenReply as error:
             return self._refused(name, f"its VAE deployment is of another version of remote-vae: {error}")
-        states = {replica["replica_id"]: str(replica["state"]) for replica in deployment["replicas"]}
-        running = frozenset(replica for replica, state in states.items() if state.endswith("RUNNING"))
+        running = _running(deployment)
         transport = known.transport if known and known.transport else _transport_to(name)
-        places = _places(deployment["deployment_config"], len(running))
+        places = _places(deployment["deployment_config"], len(running), self._ingresses)
         if not running:
             start_s = known.start_s if known else START_S
-            if states or deployment["target_num_replicas"] > 0:
+            if deployment["replicas"] or deployment["target_num_replicas"] > 0:
                 why = str(shortage) if shortage else ""
                 return Model(name, "starting", arguments, why, transport=transport, shortage=shortage, places=places,
                              start_s=start_s)  # fmt: skip
@@ -280,12 +282,26 @@ def _start_s(reported: ModelDescription | None) -> float | None:
     return PROCESS_S + sum(took.get(step, 0.0) for step in STEPS) if took else None
 
 
-def _places(config: Mapping[str, Any], replicas: int) -> int | None:
-    """Of a deployment, for one process that calls it: what its replicas hold, or Serve's queue before the first of them."""
+def _places(config: Mapping[str, Any], replicas: int, ingresses: int) -> int | None:
+    """Of a deployment, for one of so many ingresses: its part of what the replicas hold, or Serve's queue before the first.
+
+    Were each ingress to fill all of it, what it let in would wait in Serve's router for a place, and be refused late.
+    """
     queue, ongoing = config.get("max_queued_requests", -1), config["max_ongoing_requests"]
     if replicas and ongoing > ASIDE:
-        return int(replicas * (ongoing - ASIDE))
-    return None if queue < 0 else int(replicas * ongoing + queue)
+        return max(1, int(replicas * (ongoing - ASIDE)) // ingresses)
+    return None if queue < 0 else int(replicas * ongoing) // ingresses + queue
+
+
+def _ingresses(applications: Mapping[str, Any]) -> int:
+    """How many ingresses of whatever application share the models; at least this one."""
+    deployments = (application["deployments"].get(INGRESS_DEPLOYMENT) for application in applications.values())
+    return max(1, sum(len(_running(deployment)) for deployment in deployments if deployment))
+
+
+def _running(deployment: Mapping[str, Any]) -> frozenset[str]:
+    replicas = deployment["replicas"]
+    return frozenset(one["replica_id"] for one in replicas if str(one["state"]).endswith("RUNNING"))
 
 
 def _described_by(args: Mapping[str, Any]) -> ModelDescription:

@@ -34,7 +34,7 @@ PIECE = bytes(2**20)
 
 
 class Memory:
-    """The largest resident memory of each kind of process, in MiB, as long as it looks."""
+    """The most that a process of each kind holds of its own (`soak.processes`), in MiB, as long as it looks."""
 
     def __init__(self, server: LocalServer) -> None:
         self._server = server

@@ -26,7 +26,10 @@ MORE, MORE_MIB, MORE_HANDLES = 0.05, 24.0, 24
 
 @dataclass(frozen=True)
 class Holding:
-    """Of one process: resident memory in MiB, open files, and seconds since it started."""
+    """Of one process: resident memory of its own in MiB, open files, and seconds since it started.
+
+    Pages of Ray's object store, which every process maps that has read an object, are nobody's own: the store has a limit itself.
+    """
 
     pid: int
     mib: float
@@ -90,8 +93,8 @@ def holdings(pids: Iterable[int]) -> Mapping[str, list[Holding]]:
 
 
 def _holding(pid: int) -> Holding:
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    _, resident, shared, *_ = map(int, Path(f"/proc/{pid}/statm").read_text().split())
     started = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]) / 100
     up_s = float(Path("/proc/uptime").read_text().split()[0])
     handles = len(list(Path(f"/proc/{pid}/fd").iterdir()))
-    return Holding(pid, pages * 4096 / 2**20, handles, up_s - started)
+    return Holding(pid, (resident - shared) * 4096 / 2**20, handles, up_s - started)

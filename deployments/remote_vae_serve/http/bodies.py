@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, contextmanager
 from starlette.requests import ClientDisconnect, Request
 
 from remote_vae.errors import BodyTooLarge, DeadlineExceeded, Overloaded
+from remote_vae_serve.http.freed_memory import FreedMemory
 
 WINDOW_S = 10.0
 """How often it is looked whether a body keeps the least rate. What came before counts no more: who sends much at once, and then
@@ -32,6 +33,7 @@ class Bodies:
         self._most_each = most_each
         self._most_together = max(most_each, most_together)
         self._held: Counter[str] = Counter()
+        self._freed = FreedMemory()
 
     @asynccontextmanager
     async def read(self, request: Request, client: str = "") -> AsyncIterator[bytearray]:
@@ -100,6 +102,7 @@ class Bodies:
         self._held[client] += size
 
     def _give(self, client: str, size: int) -> None:
+        self._freed.of_body(size)
         self._held[client] -= size
         if not self._held[client]:
             del self._held[client]

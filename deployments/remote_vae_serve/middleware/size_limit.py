@@ -1,4 +1,4 @@
-"""`SizeLimit`: a limit on request bodies that holds before one is buffered."""
+"""`SizeLimit`: a limit on request bodies that holds before one is buffered, and where their memory is given back."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from remote_vae.errors import BodyTooLarge, RemoteVAEError
+from remote_vae_serve.http.freed_memory import FreedMemory
 from remote_vae_serve.middleware.refusal import refuse
 from remote_vae_serve.middleware.settings import Settings
 
@@ -19,6 +20,7 @@ class SizeLimit:
         self._app = app
         self._settings = settings
         self._limit = settings.max_body
+        self._freed = FreedMemory()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -56,6 +58,8 @@ class SizeLimit:
             # A replica that answers HTTP itself cancels its own call when the client is gone.
             if not over or not isinstance(error, (Exception, asyncio.CancelledError)):
                 raise
+        finally:
+            self._freed.of_body(read)
         if over:
             await refuse(self._too_large(), self._settings, scope, receive, send)
 

@@ -35,6 +35,8 @@ from remote_vae import RemoteVAE
 
 ENVIRONMENT = {"RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(STORE_MIB * 2**20)}
 SETTLE_S = 20.0
+LEFT = 2**20
+"""Bytes of the object store: Serve keeps its own things there, among them the classes of what it deploys, 0.1 MB each."""
 LOOK_S = 5.0
 BAD = (Outcome.LOST, Outcome.WRONG, Outcome.HUNG)
 
@@ -71,7 +73,7 @@ def main() -> int:
             outcome, why = plain(server.url, work)
             assert outcome is Outcome.RIGHT, (work.name, why)
         seconds = args.minutes * 60
-        before = holdings(server.processes())
+        before, held_before = holdings(server.processes()), _left_behind(server)
         clients = []
         for door in sorted(set(DOORS.values())):
             there = [work for work in todo if DOORS[work.model] == door]
@@ -87,7 +89,7 @@ def main() -> int:
             watching.start()
             _break(server, chosen, seconds, args.every, happened)
             listening.join(DEADLINE_S + SETTLE_S)
-            failed = generators.poll() != 0
+            failed = _code(generators) != 0
             generators.kill()
         answers += [Answer.from_json(line) for line in said if line.startswith("{")]
         hung = sum(group.stop() for group in clients)
@@ -95,7 +97,7 @@ def main() -> int:
         watching.join()
         time.sleep(SETTLE_S)
         after = holdings(server.processes())
-        left = _left_behind(server)
+        held = _left_behind(server)
     growths = watch.growths()
     lines = [
         "# Soak", "",
@@ -103,7 +105,7 @@ def main() -> int:
         f"{'HAProxy' if args.haproxy else 'Python proxy'}; "
         f"commit {_commit()}, {datetime.now(timezone.utc):%Y-%m-%d}, {os.cpu_count()} cores, {platform.machine()}.", "",
         *report.outcomes_table(answers), "", *report.silences_table(answers, happened), "",
-        *report.holdings_table(before, after), "", *report.growth_table(growths), "", f"Left behind: {left}.", "",
+        *report.holdings_table(before, after), "", *report.growth_table(growths), "", f"In the store and spilled: {held_before} at the start, {held} at the end.", "",
         *report.what_went_wrong(answers),
     ]  # fmt: skip
     if failed:
@@ -115,7 +117,8 @@ def main() -> int:
     if args.answers:
         args.answers.write_text("".join(f"{answer.to_json()}\n" for answer in answers))
     ours_lost = any(a.outcome in BAD and (a.client != "plain" or a.outcome is Outcome.WRONG) for a in answers)
-    return int(ours_lost or failed or hung > 0 or any(growth.is_leak for growth in growths) or any(left.values()))
+    left = held["spilled files"] > 0 or held["object store, bytes"] > held_before["object store, bytes"] + LEFT
+    return int(ours_lost or failed or hung > 0 or any(growth.is_leak for growth in growths) or left)
 
 
 def _arguments() -> argparse.Namespace:
@@ -161,6 +164,14 @@ def _break(
 def _generators(server: LocalServer, actors: int, seconds: float) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "benchmarks.soak.handles", str(actors), str(seconds)]
     return subprocess.Popen(command, cwd=ROOT, env=joining(server), stdout=subprocess.PIPE, text=True)
+
+
+def _code(process: subprocess.Popen[str]) -> int | None:
+    """Its exit code; None where it does not end."""
+    try:
+        return process.wait(SETTLE_S)  # its last line is out before it has ended
+    except subprocess.TimeoutExpired:
+        return None
 
 
 def _left_behind(server: LocalServer) -> Mapping[str, int]:

@@ -1,6 +1,6 @@
 """Nodes that are lost, fall silent, or are drained while requests go on: what our client and a plain one see; as a table.
 
-    python -m benchmarks.nodes [--times 5] [--faults lost,silent,drained] [--out benchmarks/results/nodes.md]
+    python -m benchmarks.nodes [--times 5] [--faults lost,silent,drained] [--haproxy] [--out benchmarks/results/nodes.md]
 
 A Ray of several nodes on this machine, each with its own raylet and one GPU that is not there. The model has two replicas, each
 on a node of its own, and there is one node to spare; the head has the ingress. The model is asked there and at a path of its own.
@@ -33,9 +33,16 @@ from benchmarks.soak.report import outcomes_table, silences_table, what_went_wro
 from benchmarks.soak.works import DIRECT, FAKE, Work, works
 from local_server import descendants, free_port
 from remote_vae import RemoteVAE
-from remote_vae.ray_internals import SILENCE_VARIABLES, serve_details
+from remote_vae.ray_internals import (
+    FAST_VARIABLES,
+    RECOVERY_VARIABLES,
+    SILENCE_VARIABLES,
+    haproxy_defaults,
+    serve_details,
+)
 from remote_vae_serve.app import ingress, vae
 from remote_vae_serve.config import IngressConfig, VAEConfig
+from remote_vae_serve.proxy import haproxy_lines
 
 NODES = 3
 REPLICAS = 2
@@ -43,6 +50,7 @@ DRAIN_S = 30
 SETTLED_S = 5.0
 ENVIRONMENT = {
     **SILENCE_VARIABLES,
+    **RECOVERY_VARIABLES,
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     "RAY_enable_worker_prestart": "0",
 }
@@ -159,14 +167,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=5)
     parser.add_argument("--faults", default="lost,silent,drained")
+    parser.add_argument("--haproxy", action="store_true")
     parser.add_argument("--out", type=Path, help="also write the tables there")
     args = parser.parse_args()
-    os.environ |= ENVIRONMENT
+    os.environ |= ENVIRONMENT | (FAST_VARIABLES | haproxy_defaults(haproxy_lines()) if args.haproxy else {})
     todo = [work for work in works() if work.model in (FAKE, DIRECT)]
     port = free_port()
     nodes = Nodes()
     try:
-        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
         serve.run(ingress(IngressConfig()), name="remote-vae", route_prefix="/")
         config = VAEConfig(source="nowhere", fake={"decode_s": 0.05}, device="cpu", num_gpus=1, num_cpus=0)
         application = vae(config)._bound_deployment.options(num_replicas=REPLICAS).bind(config)
@@ -175,7 +184,7 @@ def main() -> None:
             nodes, f"http://127.0.0.1:{port}", name, args.times, todo)]  # fmt: skip
     finally:
         nodes.close()
-    text = "\n".join(["# Nodes", "", *lines]) + "\n"
+    text = "\n".join([f"# Nodes, {'HAProxy' if args.haproxy else 'Python proxy'}", "", *lines]) + "\n"
     print(text)
     if args.out:
         args.out.write_text(text)

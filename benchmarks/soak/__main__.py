@@ -105,7 +105,8 @@ def main() -> int:
         f"{'HAProxy' if args.haproxy else 'Python proxy'}; "
         f"commit {_commit()}, {datetime.now(timezone.utc):%Y-%m-%d}, {os.cpu_count()} cores, {platform.machine()}.", "",
         *report.outcomes_table(answers), "", *report.silences_table(answers, happened), "",
-        *report.holdings_table(before, after), "", *report.growth_table(growths), "",
+        *report.holdings_table(before, after), "",
+        f"Processes that were started meanwhile: {watch.started(before)}.", "", *report.growth_table(growths), "",
         f"In the store and spilled: {held_before} at the start, {held} at the end.", "",
         *report.what_went_wrong(answers),
     ]  # fmt: skip

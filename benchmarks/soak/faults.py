@@ -25,6 +25,7 @@ from remote_vae.ray_internals import LOOPBACK_VARIABLES
 ROOT = Path(__file__).parents[2]
 STORE_MIB, SQUEEZED_S = 300, 8.0
 HELD_MIB, HELD_S = 20, 8.0
+BUSY_S = 18.0
 FROZEN_S = 8.0
 STORM, STORM_S = 50, 3.0
 FAKE_DECODE_S = 0.05
@@ -128,6 +129,13 @@ def squeeze_memory(server: LocalServer) -> bool:
     )
 
 
+def keep_cores_busy(server: LocalServer) -> bool:
+    """A program of somebody else's that takes all cores: nothing of ours is to be taken for dead."""
+    until = f"import time; end = time.monotonic() + {BUSY_S}\nwhile time.monotonic() < end: pass"
+    busy = [subprocess.Popen([sys.executable, "-c", until]) for _ in range(os.cpu_count() or 1)]
+    return sum(process.wait() for process in busy) == 0
+
+
 def joining(server: LocalServer) -> Mapping[str, str]:
     """The environment of a job that joins the server's Ray."""
     return {**os.environ, **server.ray_environment, **LOOPBACK_VARIABLES, "RAY_ADDRESS": server.ray_address}
@@ -179,6 +187,7 @@ def faults(haproxy: bool) -> Mapping[str, Callable[[LocalServer], bool]]:
         "controller killed": kill("ServeController"),
         "storm": storm,
         "memory squeezed": squeeze_memory,
+        "cores busy": keep_cores_busy,
         "update": update,
         "real model's replica killed": kill(f"ServeReplica:{REAL}:VAE"),
     }

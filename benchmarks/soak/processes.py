@@ -65,6 +65,15 @@ class Watch:
             for holding in found:
                 self._seen[kind][holding.pid].append(holding)
 
+    def started(self, before: Mapping[str, list[Holding]]) -> Mapping[str, int]:
+        """Of each kind of ours, how many processes were seen that were not there before: those killed have been replaced, and
+        more than that are false alarms."""
+        return {
+            kind: len(set(processes) - {holding.pid for holding in before.get(kind, [])})
+            for kind, processes in self._seen.items()
+            if kind != RAY
+        }
+
     def growths(self) -> list[Growth]:
         """Of each kind of ours, as far as any process lived long enough to tell."""
         found = []

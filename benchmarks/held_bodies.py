@@ -10,21 +10,18 @@ from __future__ import annotations
 
 import argparse
 import socket
-import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import requests
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 from benchmarks.soak.processes import holdings
-from local_server import LocalServer
+from benchmarks.under_launcher import LocalServer, door, fake_model, serve
 
 MODEL = "held"
 CLIENTS, SIZE, REFUSED = 100, 100 * 2**20, 9
@@ -81,17 +78,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="also append the table there")
     args = parser.parse_args()
 
-    def one_model(config: dict[str, Any]) -> None:
-        model = {
-            "name": MODEL,
-            "route_prefix": f"/{MODEL}" if args.direct else None,
-            "import_path": "remote_vae_serve.app:vae",
-            "args": {"source": "nowhere", "fake": {}, "num_cpus": 0},
-        }
-        config["applications"] = [app for app in config["applications"] if app["name"] == "remote-vae"] + [model]
-
-    command = (sys.executable, "-m", "remote_vae_serve.cli", "run", *(["--haproxy"] if args.haproxy else []))
-    with LocalServer(models=(MODEL,), change=one_model, command=command) as server:
+    with serve([fake_model(MODEL, args.direct, {})], args.haproxy) as server:
         url = f"{server.url}/{MODEL}?{QUERY}"
         assert requests.post(url, data=bytes(1024), timeout=60).status_code == 200
         before = now(server)
@@ -110,14 +97,13 @@ def main() -> None:
         time.sleep(BACK_S)
         after = now(server)
     kinds = sorted(set(before) - {"Ray"})
-    door = f"{'direct door' if args.direct else 'ingress'}, {'HAProxy' if args.haproxy else 'Python proxy'}"
     rows = [
         f"| {kind} | {' | '.join(f'{look.get(kind, 0):.0f}' for look in (before, held, back, after))} |"
         for kind in kinds
     ]
     text = "\n".join([
-        f"| {door}; MiB of the largest process | before | {CLIENTS} held back, most | {BACK_S:g} s later | "
-        f"after {REFUSED} refused, {BACK_S:g} s later |",
+        f"| {door(args.direct, args.haproxy)}; MiB of the largest process | before | {CLIENTS} held back, most | "
+        f"{BACK_S:g} s later | after {REFUSED} refused, {BACK_S:g} s later |",
         "|---|---:|---:|---:|---:|",
         *rows, "",
         f"A small one meanwhile: {served}. The held ones: {dict(Counter(answers))}; the refused ones: {dict(Counter(codes))}.",

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import threading
 import time
 from collections import Counter
@@ -18,12 +17,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import requests
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-from local_server import LocalServer
+from benchmarks.under_launcher import LocalServer, door, fake_model, serve
 
 TIMES = 5
 CLIENTS = 20
@@ -187,20 +184,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="also append the table there")
     args = parser.parse_args()
 
-    def one_model(config: dict[str, Any]) -> None:
-        model = {
-            "name": MODEL,
-            "route_prefix": f"/{MODEL}" if args.direct else None,
-            "import_path": "remote_vae_serve.app:vae",
-            "args": {"source": "nowhere", "fake": {"decode_s": args.decode_s}, "num_cpus": 0, "batching": "off"},
-        }
-        config["applications"] = [app for app in config["applications"] if app["name"] == "remote-vae"] + [model]
-
-    command = (sys.executable, "-m", "remote_vae_serve.cli", "run", *(["--haproxy"] if args.haproxy else []))
-    with LocalServer(models=(MODEL,), change=one_model, command=command) as server:
+    model = fake_model(MODEL, args.direct, {"decode_s": args.decode_s}, batching="off")
+    with serve([model], args.haproxy) as server:
         rows = measure(server, f"{server.url}/{MODEL}", args.seconds, 1 / args.decode_s)
-    door = f"{'direct door' if args.direct else 'ingress'}, {'HAProxy' if args.haproxy else 'Python proxy'}"
-    text = "\n".join([f"| {door} | |", "|---|---|", *rows]) + "\n"
+    text = "\n".join([f"| {door(args.direct, args.haproxy)} | |", "|---|---|", *rows]) + "\n"
     print(text)
     if args.out:
         with args.out.open("a") as file:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -21,11 +20,11 @@ from typing import Any
 
 import requests
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-from local_server import LocalServer
+from benchmarks.under_launcher import LocalServer, fake_model, serve
 
 DOORS = {"slow": "ingress", "slow-direct": "direct"}
 REPLICAS = 2
+OF_TWO = {"deployments": [{"name": "VAE", "num_replicas": REPLICAS}]}
 QUERY = {"shape": [1, 4, 8, 8], "dtype": "float32"}
 BODY = bytes(4 * 4 * 64)
 BEGUN_S = 3.0
@@ -90,22 +89,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="also append the table there")
     args = parser.parse_args()
 
-    def slow_models(config: dict[str, Any]) -> None:
+    def make() -> LocalServer:
         models = [
-            {
-                "name": name,
-                "route_prefix": f"/{name}" if door == "direct" else None,
-                "import_path": "remote_vae_serve.app:vae",
-                "args": {"source": "nowhere", "fake": {"decode_s": args.decode_s}, "num_cpus": 0, "batching": "off"},
-                "deployments": [{"name": "VAE", "num_replicas": REPLICAS}],
-            }
+            fake_model(name, door == "direct", {"decode_s": args.decode_s}, batching="off") | OF_TWO
             for name, door in DOORS.items()
         ]
-        config["applications"] = [app for app in config["applications"] if app["name"] == "remote-vae"] + models
-
-    def make() -> LocalServer:
-        command = (sys.executable, "-m", "remote_vae_serve.cli", "run", *(["--haproxy"] if args.haproxy else []))
-        return LocalServer(models=tuple(DOORS), change=slow_models, command=command)
+        return serve(models, args.haproxy)
 
     stops = []
     for number in range(args.times):

@@ -23,14 +23,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 from benchmarks.soak import report
 from benchmarks.soak.clients import DEADLINE_S, TRY_S, Clients, ours, plain
 from benchmarks.soak.faults import FAKE_DECODE_S, ROOT, STORE_MIB, Fault, faults, joining
 from benchmarks.soak.outcomes import Answer, Outcome
 from benchmarks.soak.processes import Watch, holdings
 from benchmarks.soak.works import DIRECT, DOORS, FAKE, REAL, works
-from local_server import LocalServer
+from benchmarks.under_launcher import LocalServer, fake_model, serve
 from remote_vae import RemoteVAE
 
 ENVIRONMENT = {"RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(STORE_MIB * 2**20)}
@@ -41,32 +40,22 @@ LOOK_S = 5.0
 BAD = (Outcome.LOST, Outcome.WRONG, Outcome.HUNG)
 
 
-def models(config: dict[str, Any]) -> None:
-    """The shipped ingress and demo model, and two whose engine waits, with two replicas each: one behind the ingress, one at a
-    path of its own."""
-    kept = [app for app in config["applications"] if app["name"] in ("remote-vae", REAL)]
-    waiting = [
-        {
-            "name": name,
-            "route_prefix": f"/{name}" if DOORS[name] == "direct" else None,
-            "import_path": "remote_vae_serve.app:vae",
-            "args": {"source": "nowhere", "fake": {"decode_s": FAKE_DECODE_S}, "num_cpus": 0},
-            "deployments": [{"name": "VAE", "num_replicas": 2}],
-        }
-        for name in (FAKE, DIRECT)
+def models() -> list[dict[str, Any]]:
+    """Two whose engine waits, with two replicas each: one behind the ingress, one at a path of its own."""
+    replicas = {"deployments": [{"name": "VAE", "num_replicas": 2}]}
+    return [
+        fake_model(name, DOORS[name] == "direct", {"decode_s": FAKE_DECODE_S}) | replicas for name in (FAKE, DIRECT)
     ]
-    config["applications"] = [*kept, *waiting]
 
 
 def main() -> int:
     args = _arguments()
     known = faults(args.haproxy)
     chosen = [(name, known[name]) for name in args.only or known]
-    command = (sys.executable, "-m", "remote_vae_serve.cli", "run", *(["--haproxy"] if args.haproxy else []))
     answers: list[Answer] = []
     happened: list[Fault] = []
     watch, over = Watch(), threading.Event()
-    with LocalServer(models=tuple(DOORS), change=models, command=command, environment=ENVIRONMENT) as server:
+    with serve(models(), args.haproxy, [REAL], ENVIRONMENT) as server:
         todo = works()
         vaes = {name: RemoteVAE(f"{server.url}/{name}", deadline=DEADLINE_S, timeout=(5.0, TRY_S)) for name in DOORS}
         for work in todo:  # the server is right before anything is broken

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import requests
 
 from benchmarks.soak.works import DIRECT, FAKE, REAL
-from local_server import LocalServer
+from benchmarks.under_launcher import LocalServer
 from remote_vae.ray_internals import LOOPBACK_VARIABLES
 
 ROOT = Path(__file__).parents[2]

@@ -13,8 +13,8 @@ def main() -> None:
     ray.init("auto", namespace="soak", log_to_driver=False)
     store = "object_store_memory"
     used = ray.cluster_resources()[store] - ray.available_resources().get(store, 0.0)
-    spilled = [path for path in MEMORY.glob(f"{PREFIX}*/**/*") if path.is_file()]
-    print(json.dumps({"object store, bytes": int(used), "spilled files": len(spilled)}))
+    spilled = sum(path.stat().st_size for path in MEMORY.glob(f"{PREFIX}*/**/*") if path.is_file())
+    print(json.dumps({"bytes in the object store": int(used), "spilled bytes": spilled}))
 
 
 if __name__ == "__main__":

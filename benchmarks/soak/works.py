@@ -15,7 +15,8 @@ TOLERANCE = 2e-5
 """Of floats against a local float32 decode: threads and batches move the last place."""
 FAKE, DIRECT, REAL = "fake", "straight", "demo"
 """The models: two with an engine that waits, of which the second has a path of its own, and the demo model."""
-DOORS = {FAKE: "ingress", REAL: "ingress", DIRECT: "direct"}
+DOORS = {FAKE: "ingress", REAL: "ingress, one replica", DIRECT: "direct"}
+"""The way to each. Clients keep to one: who waits for the only replica of a model to start asks nobody else meanwhile."""
 
 
 @dataclass(frozen=True, eq=False)

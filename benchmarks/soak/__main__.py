@@ -32,7 +32,10 @@ from benchmarks.soak.works import DIRECT, DOORS, FAKE, REAL, works
 from benchmarks.under_launcher import LocalServer, fake_model, serve
 from remote_vae import RemoteVAE
 
-ENVIRONMENT = {"RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(STORE_MIB * 2**20)}
+ENVIRONMENT = {
+    "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(STORE_MIB * 2**20),
+    "RAY_min_spilling_size": "1",  # a file for each object: else one that holds any of Serve's own stays as a whole
+}
 SETTLE_S = 20.0
 LEFT = 2**20
 """Bytes of the object store: Serve keeps its own things there, among them the classes of what it deploys, 0.1 MB each."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import os
 import platform
 import subprocess
@@ -65,7 +66,7 @@ def main() -> int:
             outcome, why = plain(server.url, work)
             assert outcome is Outcome.RIGHT, (work.name, why)
         seconds = args.minutes * 60
-        before, held_before = holdings(server.processes()), _left_behind(server)
+        before, held_before = holdings(server.processes()), _left_behind(server, math.inf)
         clients = []
         for door in sorted(set(DOORS.values())):
             there = [work for work in todo if DOORS[work.model] == door]
@@ -87,9 +88,9 @@ def main() -> int:
         hung = sum(group.stop() for group in clients)
         over.set()
         watching.join()
-        time.sleep(SETTLE_S)
+        most_left = sum(held_before.values()) + LEFT
+        held = _left_behind(server, most_left)
         after = holdings(server.processes())
-        held = _left_behind(server)
     growths = watch.growths()
     lines = [
         "# Soak", "",
@@ -170,8 +171,8 @@ def _code(process: subprocess.Popen[str]) -> int | None:
         return None
 
 
-def _left_behind(server: LocalServer) -> Mapping[str, int]:
-    command = [sys.executable, "-m", "benchmarks.soak.left_behind"]
+def _left_behind(server: LocalServer, most: float) -> Mapping[str, int]:
+    command = [sys.executable, "-m", "benchmarks.soak.left_behind", str(most), str(SETTLE_S)]
     told = subprocess.run(command, cwd=ROOT, env=joining(server), check=True, stdout=subprocess.PIPE, text=True)
     return dict(json.loads(told.stdout.splitlines()[-1]))
 

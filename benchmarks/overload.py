@@ -43,6 +43,11 @@ class Reply:
     status: int
     retry_after: float | None
 
+    @property
+    def is_refusal(self) -> bool:
+        """In the agreed form."""
+        return self.status == 503 and self.retry_after is not None
+
 
 def ask(session: requests.Session, url: str, client: str) -> Reply:
     began = time.monotonic()
@@ -145,8 +150,8 @@ def measure(server: LocalServer, url: str, seconds: float, capacity_told: float)
     over.set()
     looking.join()
     served = [reply for reply in replies if reply.status == 200 and reply.sent + reply.took_s < began + seconds]
-    refused = [reply for reply in replies if reply.status == 503 and reply.retry_after is not None]
-    others = Counter(reply.status for reply in replies if reply.status != 200 and reply not in refused)
+    refused = [reply for reply in replies if reply.is_refusal]
+    others = Counter(reply.status for reply in replies if reply.status != 200 and not reply.is_refusal)
     ratios = advice_against_need(replies)
     greedy = Closed(url, "198.51.100.4", GREEDY)
     time.sleep(2)

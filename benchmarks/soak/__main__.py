@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import math
 import os
 import platform
 import subprocess
@@ -38,8 +37,6 @@ ENVIRONMENT = {
     "RAY_min_spilling_size": "1",  # a file for each object: else one that holds any of Serve's own stays as a whole
 }
 SETTLE_S = 20.0
-LEFT = 2**20
-"""Bytes of the object store: Serve keeps its own things there, among them the classes of what it deploys, 0.1 MB each."""
 LOOK_S = 5.0
 BAD = (Outcome.LOST, Outcome.WRONG, Outcome.HUNG)
 
@@ -66,7 +63,7 @@ def main() -> int:
             outcome, why = plain(server.url, work)
             assert outcome is Outcome.RIGHT, (work.name, why)
         seconds = args.minutes * 60
-        before, held_before = holdings(server.processes()), _left_behind(server, math.inf)
+        before = holdings(server.processes())
         clients = []
         for door in sorted(set(DOORS.values())):
             there = [work for work in todo if DOORS[work.model] == door]
@@ -88,8 +85,7 @@ def main() -> int:
         hung = sum(group.stop() for group in clients)
         over.set()
         watching.join()
-        most_left = sum(held_before.values()) + LEFT
-        held = _left_behind(server, most_left)
+        left = _left_behind(server)
         after = holdings(server.processes())
     growths = watch.growths()
     lines = [
@@ -100,7 +96,7 @@ def main() -> int:
         *report.outcomes_table(answers), "", *report.silences_table(answers, happened), "",
         *report.holdings_table(before, after), "",
         f"Processes that were started meanwhile: {watch.started(before)}.", "", *report.growth_table(growths), "",
-        f"Left behind: {held}; at the start {held_before}.", "",
+        f"Left behind: {left}.", "",
         *report.what_went_wrong(answers),
     ]  # fmt: skip
     if failed:
@@ -112,10 +108,7 @@ def main() -> int:
     if args.answers:
         args.answers.write_text("".join(f"{answer.to_json()}\n" for answer in answers))
     ours_lost = any(a.outcome in BAD and (a.client != "plain" or a.outcome is Outcome.WRONG) for a in answers)
-    left = (
-        sum(held.values()) > sum(held_before.values()) + LEFT
-    )  # of Serve's own things some stay where Ray has spilled them
-    return int(ours_lost or failed or hung > 0 or any(growth.is_leak for growth in growths) or left)
+    return int(ours_lost or failed or hung > 0 or any(growth.is_leak for growth in growths) or any(left.values()))
 
 
 def _arguments() -> argparse.Namespace:
@@ -171,8 +164,8 @@ def _code(process: subprocess.Popen[str]) -> int | None:
         return None
 
 
-def _left_behind(server: LocalServer, most: float) -> Mapping[str, int]:
-    command = [sys.executable, "-m", "benchmarks.soak.left_behind", str(most), str(SETTLE_S)]
+def _left_behind(server: LocalServer) -> Mapping[str, int]:
+    command = [sys.executable, "-m", "benchmarks.soak.left_behind", str(SETTLE_S)]
     told = subprocess.run(command, cwd=ROOT, env=joining(server), check=True, stdout=subprocess.PIPE, text=True)
     return dict(json.loads(told.stdout.splitlines()[-1]))
 

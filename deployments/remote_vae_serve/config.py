@@ -29,6 +29,7 @@ Reservation = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 INGRESS_DEPLOYMENT = "Ingress"
+"""The deployment's name in Serve, in whichever application it is."""
 ASIDE = 16
 """Of what Serve lets into a replica at a time (`max_ongoing_requests`), what is not for requests that are let in: questions of
 what the model is, and requests that another replica has handed back, which are never refused."""

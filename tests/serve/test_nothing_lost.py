@@ -16,17 +16,7 @@ def test_our_client_and_handles_lose_nothing_at_either_door_while_parts_are_kill
     """Each fault once, under clients of three kinds. The exit code says what the report does."""
     chosen = [word for fault in FAULTS for word in ("--only", fault)]
     minutes = EVERY_S * (len(FAULTS) + 1) / 60
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.soak",
-        "--minutes",
-        f"{minutes:g}",
-        "--every",
-        f"{EVERY_S}",
-        "--clients",
-        "1",
-    ]
+    command = [sys.executable, *f"-m benchmarks.soak --minutes {minutes:g} --every {EVERY_S} --clients 1".split()]
     told = subprocess.run([*command, *chosen], cwd=ROOT, capture_output=True, text=True, timeout=LAST_S, check=False)
     assert told.returncode == 0, f"{told.stdout}\n{told.stderr[-4000:]}"
     for fault in FAULTS:

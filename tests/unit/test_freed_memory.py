@@ -8,9 +8,9 @@ import sys
 import pytest
 
 PIECES = """
-import asyncio, ctypes, sys
+import asyncio, sys
 from remote_vae_serve.http import freed_memory
-from remote_vae_serve.http.freed_memory import LARGE, FreedMemory
+from remote_vae_serve.http.freed_memory import FreedMemory
 
 freed_memory.PAUSE_S = 0.05
 MIB = 2**20

@@ -7,12 +7,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from benchmarks.soak import processes, report
+from benchmarks.soak import left_behind, processes, report
 from benchmarks.soak.clients import Clients, ours, plain
 from benchmarks.soak.faults import Fault
 from benchmarks.soak.outcomes import Answer, Outcome
@@ -117,3 +118,26 @@ def test_a_planted_leak_is_seen(leaks: str, is_seen: bool, monkeypatch: pytest.M
 def test_noise_is_no_leak(mib: float, handles: int, is_leak: bool) -> None:
     before = Holding(1, 500.0, 10, 60.0)
     assert Growth("ingress", before, Holding(1, mib, handles, 600.0)).is_leak == is_leak
+
+
+def test_a_large_object_is_left_behind_unless_serve_itself_holds_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    held = [
+        ("deployed", 2**20, 1),
+        ("pixels", 2**21, 2),
+        ("pixels", 2**21, 3),
+        ("controller:told", 2**20, 3),
+        ("token", 100, 3),
+    ]
+    listed = [SimpleNamespace(object_id=name, object_size=size, pid=pid) for name, size, pid in held]
+    monkeypatch.setattr(left_behind, "list_objects", lambda **options: listed)
+    monkeypatch.setattr(left_behind, "_controller", lambda: SimpleNamespace(pid=1, actor_id="controller"))
+    monkeypatch.setattr(left_behind, "MEMORY", tmp_path)
+    assert left_behind.left() == {"bytes that requests hold": 2**21, "spilled bytes": 0}
+    directory = tmp_path / f"{left_behind.PREFIX}1"
+    directory.mkdir()
+    (directory / "deployed").write_bytes(bytes(2**21))  # Ray spills Serve's own too
+    assert left_behind.left()["spilled bytes"] == 0
+    (directory / "pixels").write_bytes(bytes(2**21))
+    assert left_behind.left()["spilled bytes"] > 2**20

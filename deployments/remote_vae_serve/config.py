@@ -130,7 +130,8 @@ class IngressConfig(DoorConfig):
         14,
         gt=0,
         description="Seconds for which a request waits, once it is known that the model's first replica lacks resources that "
-        "others hold, before it is answered with a 503 that says so.",
+        "others keep, before it is answered with a 503 that says so. It waits on where all of them give up what they hold "
+        "after a turn no longer than this.",
     )
     num_cpus: Reservation = Field(0.1, description="CPUs that Ray reserves for the replica.")
 

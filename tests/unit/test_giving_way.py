@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any
 
 import pytest
 
 from remote_vae.errors import ModelStarting
+from remote_vae_serve.config import IngressConfig
 from remote_vae_serve.ingress import ingress, model_registry
 from remote_vae_serve.ingress.resource_shortages import Shortage
 from remote_vae_serve.scaling import ASKED_FOR_S
@@ -56,17 +58,36 @@ def test_a_request_for_it_waits_until_the_other_runs(asked: Serve, monkeypatch: 
     assert way.asked == 4
 
 
-def test_it_waits_no_longer_than_for_a_place(asked: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_registry, "gives_way", Way(given=10**6).is_given)
-    monkeypatch.setattr(ingress, "GIVING_WAY_S", 4.0)
+class Stuck:
+    """A transport whose replica does not come for so many looks."""
 
-    async def at_once(seconds: float) -> None:
-        pass
+    def __init__(self, looks: int) -> None:
+        self._looks = looks
 
-    monkeypatch.setattr(ingress.asyncio, "sleep", at_once)
-    with pytest.raises(ModelStarting, match="given up") as caught:
-        answer_of(asked)
-    assert caught.value.retry_after == 5
+    async def try_one_async(self, request: object) -> object:
+        await asyncio.sleep(self._looks * ingress.WATCH_S)
+        return request
+
+
+@pytest.mark.parametrize(("turn_s", "is_refused"), [(0.05, False), (600.0, True), (math.inf, True)])
+def test_it_waits_for_its_turn_as_long_as_it_may_and_for_what_is_kept_only_a_while(
+    turn_s: float, is_refused: bool, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingress, "WATCH_S", 0.02)
+    monkeypatch.setattr(model_registry, "ask_to_yield", lambda name: None)
+    monkeypatch.setattr(
+        model_registry, "shortages", lambda *_: {"sd": Shortage({"GPU": 1.0}, ("flux",), turn_s=turn_s)}
+    )
+    serve.deploys("STARTING")
+    serve.state()
+    one = ingress_of(serve)
+    one._config = IngressConfig(placement_wait_s=0.1)
+    asked = one._placed(Stuck(looks=50), "sd", "request")  # type: ignore[arg-type]
+    if is_refused:
+        with pytest.raises(ModelStarting, match="flux holds it"):
+            asyncio.run(asked)
+    else:
+        assert asyncio.run(asked) == "request"
 
 
 def test_who_was_not_asked_lately_costs_no_question(asked: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,13 +72,11 @@ class Ingress:
             raise admission.full(_start_s(self._registry.get(name))) from error
 
     async def _placed(self, transport: HandleTransport, name: str, request: Request) -> Result:
-        """Send the request on; give up where the model's replica cannot be placed, which could last for ever."""
-        left_s = self._config.placement_wait_s
+        """Send the request on; give up where the model's replica cannot be placed, which could last for ever. Where others
+        hold what it lacks for a short turn only, the request waits for its own as long as it may."""
         while await self._registry.gives_way(name):
-            left_s -= GIVING_WAY_S
-            if left_s <= 0:
-                raise ModelStarting(f"{name} has given up what it ran on to another model; try again", retry_after=5)
             await asyncio.sleep(GIVING_WAY_S)
+        left_s = self._config.placement_wait_s
         answer = asyncio.ensure_future(transport.try_one_async(request))
         try:
             while True:
@@ -88,8 +86,9 @@ class Ingress:
                     self._registry.mended(name)
                     return result
                 shortage = self._registry.get(name).shortage
-                left_s = left_s - WATCH_S if shortage else self._config.placement_wait_s
-                if shortage and left_s <= 0:
+                is_stuck = shortage is not None and shortage.turn_s > self._config.placement_wait_s
+                left_s = left_s - WATCH_S if is_stuck else self._config.placement_wait_s
+                if left_s <= 0:
                     raise ModelStarting(f"{name} {shortage}; try again", retry_after=10)
         finally:
             answer.cancel()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from remote_vae_serve.scaling import TURN_S, YieldWhenIdle
 
 Resources = Mapping[str, float]
 
@@ -18,11 +21,13 @@ class Shortage:
         holders: the applications whose replicas hold them.
         certain: those replicas alone account for it. Otherwise others of the cluster hold some, or it is just being given
             to this very replica, which Ray does not tell apart.
+        turn_s: seconds after which each of those replicas gives it up to who waits, busy or not; infinity where one does not.
     """
 
     missing: Resources
     holders: tuple[str, ...]
     certain: bool = True
+    turn_s: float = math.inf
 
     def __str__(self) -> str:
         needs = " and ".join(f"{amount:g} {name}" for name, amount in self.missing.items())
@@ -61,8 +66,22 @@ def shortages(applications: Mapping[str, Any], total: Resources, available: Reso
                 missing[resource] = amount
                 certain = certain and accounted
         if missing:
-            waiting[name] = Shortage(missing, tuple(sorted(holders)), certain)
+            configs = (
+                one["deployment_config"] for holder in holders for one in applications[holder]["deployments"].values()
+            )
+            turn_s = max((_turn_s(config) for config in configs), default=math.inf)
+            waiting[name] = Shortage(missing, tuple(sorted(holders)), certain, turn_s)
     return waiting
+
+
+def _turn_s(config: Mapping[str, Any]) -> float:
+    """Seconds after which a deployment gives up what it holds to another that waits for it; infinity where it does not."""
+    scaling = config.get("autoscaling_config") or {}
+    policy = scaling.get("policy") or {}
+    if scaling.get("min_replicas") != 0 or not policy.get("policy_function", "").endswith(YieldWhenIdle.__name__):
+        return math.inf
+    turn_s = policy.get("policy_kwargs", {}).get("turn_s", TURN_S)
+    return turn_s if isinstance(turn_s, (int, float)) else TURN_S  # as the policy reads it
 
 
 def _replicas(applications: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:

@@ -24,6 +24,8 @@ _get, _put = key_value_store()  # Ray's own functions: what is shipped by value 
 
 IDLE_S = 900.0
 TURN_S = 5.0
+"""Longer than `look_back_period_s` and `metrics_interval_s` together: Serve still counts the requests that waited for a replica's
+start for so long, and a model that gave way meanwhile would have another started at once."""
 ASKED_FOR_S = 6.0
 """How long a request to yield counts; the ingress renews it while somebody waits."""
 GIVES_WAY_S = 2.0

@@ -46,3 +46,42 @@ def test_it_goes_back_after_a_large_body_and_stays_after_small_ones() -> None:
         pytest.skip("this machine's malloc keeps nothing")
     assert after > held / 2
     assert left(str(100 * 2**20))[1] < held / 4
+
+
+ON_A_THREAD = """
+import asyncio, sys
+from remote_vae_serve.http import freed_memory
+from remote_vae_serve.http.freed_memory import LARGE, FreedMemory
+
+freed_memory.PAUSE_S = 0.05
+MIB = 2**20
+
+def own():
+    _, resident, shared, *_ = map(int, open("/proc/self/statm").read().split())
+    return (resident - shared) * 4096 // MIB
+
+def body():
+    del [b"x" * (30 * MIB)][:]  # from now on malloc has pieces of this size on this thread's heap, and keeps twice as much
+    del [b"x" * (MIB - 100) for _ in range(50)][:]
+
+async def main():
+    freed, before = FreedMemory(), own()
+    for _ in range(2):
+        await asyncio.to_thread(body)
+        if sys.argv[1] == "told":
+            freed.of_body(LARGE)
+        await asyncio.sleep(0.3)
+    print(own() - before)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
+def test_it_goes_back_from_the_end_of_another_threads_heap_too() -> None:
+    def left(told: str) -> int:
+        return int(subprocess.run([sys.executable, "-c", ON_A_THREAD, told], capture_output=True, check=True).stdout)
+
+    if (kept := left("not told")) < 25:
+        pytest.skip("this machine's malloc keeps nothing")
+    assert left("told") < kept / 2

@@ -1,18 +1,19 @@
 """`FreedMemory`: what large request bodies have taken goes back to the system soon after they have ended (`malloc_trim`).
 
 glibc's malloc keeps freed blocks of up to 32 MiB for the process, and bodies come in such pieces: after some of 100 MiB a process
-held 100 to 200 MiB that nothing used, for good.
+held 100 to 200 MiB that nothing used, for good. Of heaps of other threads than the first `malloc_trim` leaves out the end, of up to
+64 MiB each; that is given back as soon as it is freed, by a parameter of `mallopt`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ctypes
-from collections.abc import Callable
-from typing import Any
 
 LARGE = 8 * 2**20
 """Bytes of a body after which it is worth the milliseconds."""
+TRIM_THRESHOLD = -1
+"""The parameter: how much may lie free at a heap's end. glibc raises it by itself unless it is set."""
 PAUSE_S = 2.0
 """As long as large bodies follow one another, the next one takes what the one before has freed."""
 
@@ -27,12 +28,14 @@ class FreedMemory:
         """A body of so many bytes has ended."""
         if size < LARGE:
             return
-        if self._timer is not None:
+        if self._timer is None:  # the first: where none comes, small blocks stay with the process, as is faster
+            _of_glibc("mallopt", TRIM_THRESHOLD, LARGE)
+        else:
             self._timer.cancel()
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(PAUSE_S, loop.run_in_executor, None, _trim)
+        self._timer = loop.call_later(PAUSE_S, loop.run_in_executor, None, _of_glibc, "malloc_trim", 0)
 
 
-def _trim() -> None:
-    malloc_trim: Callable[[int], Any] = getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: None)  # glibc's alone
-    malloc_trim(0)
+def _of_glibc(function: str, *arguments: int) -> None:
+    """Call it where there is a glibc."""
+    getattr(ctypes.CDLL(None), function, lambda *_: None)(*arguments)

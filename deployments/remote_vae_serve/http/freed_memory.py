@@ -1,7 +1,7 @@
 """`FreedMemory`: what large request bodies have taken goes back to the system soon after they have ended (`malloc_trim`).
 
 glibc's malloc keeps freed blocks of up to 32 MiB for the process, and bodies come in such pieces: after some of 100 MiB a process
-held 100 to 200 MiB that nothing used, for good. Of heaps of other threads than the first `malloc_trim` leaves out the end, of up to
+held 100 to 200 MiB that nothing used, for good. Of heaps of other threads than the first `malloc_trim` leaves out the end, up to
 64 MiB each; that is given back as soon as it is freed, by a parameter of `mallopt`.
 """
 

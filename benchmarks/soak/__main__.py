@@ -34,7 +34,6 @@ from remote_vae import RemoteVAE
 
 ENVIRONMENT = {
     "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(STORE_MIB * 2**20),
-    "RAY_min_spilling_size": "1",  # a file for each object: else one that holds any of Serve's own stays as a whole
 }
 SETTLE_S = 20.0
 LOOK_S = 5.0

@@ -109,7 +109,10 @@ def test_ray_reads_the_variable_of_a_ray_on_loopback() -> None:
     assert variable in vars(ray_constants).values()
 
 
-@pytest.mark.parametrize("variable", [ray_internals.SPILL_VARIABLE, *ray_internals.SILENCE_VARIABLES])
+@pytest.mark.parametrize(
+    "variable",
+    [ray_internals.SPILL_VARIABLE, *ray_internals.UNFUSED_VARIABLES, *ray_internals.SILENCE_VARIABLES],
+)
 def test_rays_own_processes_have_the_setting(variable: str) -> None:
     """What comes of it: tests/serve/test_spilling.py, and benchmarks.nodes for how soon a silent node is given up."""
     folder = Path(ray.__file__).parent / "core/src/ray"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from remote_vae.ray_internals import SPILL_VARIABLE
+from remote_vae.ray_internals import SPILL_VARIABLE, UNFUSED_VARIABLES
 from remote_vae_serve.launcher import spill_directory as module
 from remote_vae_serve.launcher.spill_directory import spill_directory
 
@@ -23,6 +23,7 @@ def memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_it_is_a_folder_in_memory_of_its_owner_alone_and_goes_with_what_is_in_it(memory: Path) -> None:
     with spill_directory({}) as added:
         folder = Path(added[SPILL_VARIABLE])
+        assert added.items() >= UNFUSED_VARIABLES.items()
         assert folder.parent == memory
         assert folder.stat().st_mode & 0o077 == 0
         (folder / "ray_spilled_objects").mkdir()
@@ -41,7 +42,7 @@ def test_what_a_killed_launcher_has_left_is_removed_and_what_a_living_one_has_is
 
 def test_a_directory_that_the_operator_has_chosen_is_left_to_him() -> None:
     with spill_directory({SPILL_VARIABLE: "/mnt/spill"}) as added:
-        assert added == {}
+        assert added == UNFUSED_VARIABLES
     with spill_directory({}, is_ours=False) as added:
         assert added == {}
 
@@ -49,7 +50,7 @@ def test_a_directory_that_the_operator_has_chosen_is_left_to_him() -> None:
 def test_without_room_in_memory_ray_chooses(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LEAST", 2**62)
     with spill_directory({}) as added:
-        assert added == {}
+        assert added == UNFUSED_VARIABLES
     monkeypatch.setattr(module, "MEMORY", memory / "none")
     with spill_directory({}) as added:
-        assert added == {}
+        assert added == UNFUSED_VARIABLES

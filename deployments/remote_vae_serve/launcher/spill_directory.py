@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from remote_vae.ray_internals import SPILL_VARIABLE
+from remote_vae.ray_internals import SPILL_VARIABLE, UNFUSED_VARIABLES
 
 MEMORY = Path("/dev/shm")
 """A tmpfs on every Linux."""
@@ -26,15 +26,18 @@ def spill_directory(environment: Mapping[str, str], is_ours: bool = True) -> Ite
     """What to add to the environment of a Ray; at the end the folder is gone, and whatever is in it.
 
     Yields:
-        Nothing where the Ray is not ours, the environment names a directory already, or there is no memory to spill to.
+        Nothing where the Ray is not ours; no directory where the environment names one, or there is no memory to spill to.
     """
-    if not is_ours or SPILL_VARIABLE in environment or not has_room():
+    if not is_ours:
         yield {}
+        return
+    if SPILL_VARIABLE in environment or not has_room():
+        yield UNFUSED_VARIABLES
         return
     _sweep()
     folder = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=MEMORY)  # mode 0700
     try:
-        yield {SPILL_VARIABLE: folder}
+        yield {SPILL_VARIABLE: folder, **UNFUSED_VARIABLES}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -55,8 +55,8 @@ SPILL_VARIABLE = "RAY_object_spilling_directory"
 Without it: into its session folder, readable to every user of the machine."""
 
 UNFUSED_VARIABLES = {"RAY_max_fused_object_count": "1"}
-"""Environment variables: a file for each object that Ray spills. Without it: one for all that go at a time, which stays until nobody
-needs any of them; with one of Serve's own among them, pixels stay as long as the server runs."""
+"""Environment variables: a file for each object that Ray spills. Without it: one for all that go at a time, which stays until
+nobody needs any of them; with one of Serve's own among them, pixels stay as long as the server runs."""
 
 BALANCE_VARIABLE = "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM"
 """Environment variable: HAProxy's `balance`, which carries our lines of its configuration too; see `haproxy_defaults`."""

@@ -32,9 +32,7 @@ from benchmarks.soak.works import DIRECT, DOORS, FAKE, REAL, works
 from benchmarks.under_launcher import LocalServer, fake_model, serve
 from remote_vae import RemoteVAE
 
-ENVIRONMENT = {
-    "RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(STORE_MIB * 2**20),
-}
+ENVIRONMENT = {"RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(STORE_MIB * 2**20)}
 SETTLE_S = 20.0
 LOOK_S = 5.0
 BAD = (Outcome.LOST, Outcome.WRONG, Outcome.HUNG)

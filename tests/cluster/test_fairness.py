@@ -1,4 +1,4 @@
-"""A client with one request at a time beside one that sends two hundred: each gets its turn, at the ingress and by handle."""
+"""A client with one request at a time beside one that sends two hundred: each gets its turn."""
 
 from __future__ import annotations
 

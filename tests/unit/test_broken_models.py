@@ -75,6 +75,14 @@ def test_integers_are_no_weights(tmp_path: Path) -> None:
         diffusers_engine(tmp_path)
 
 
+def test_integers_of_another_variant_beside_them_are_nobodys_fault(tmp_path: Path) -> None:
+    save_tiny_vae("sd", tmp_path)
+    weights = load_file(tmp_path / WEIGHTS)
+    quantized = {name: (tensor * 100).to(torch.int8) for name, tensor in weights.items()}
+    save_file(quantized, tmp_path / WEIGHTS.replace(".safetensors", ".int8.safetensors"), {"format": "pt"})
+    diffusers_engine(tmp_path)
+
+
 def test_whatever_loading_raises_is_the_reason_of_a_replica_that_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Out of the constructor it would have Serve start the replica again for ever, and nobody would hear why."""
 

@@ -114,7 +114,7 @@ class DiffusersEngine(Engine):
             )  # fmt: skip
             if loaded["missing_keys"]:
                 raise ValueError(f"its safetensors lack {', '.join(sorted(loaded['missing_keys'])[:3])}")
-            integers = self._weights.integers()
+            integers = self._weights.integers(self._config)
             for name, tensor in vae.state_dict().items():
                 if name in integers and tensor.is_floating_point():  # diffusers would take the integers for the weights
                     raise ValueError(f"{name} is stored as {integers[name]}; expected weights of a floating dtype")

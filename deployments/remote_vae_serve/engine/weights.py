@@ -58,13 +58,19 @@ class Weights:
             raise ModelFailed(f"{self.folder / 'config.json'} is no configuration of a model")
         return config
 
-    def integers(self) -> dict[str, str]:
-        """The tensors of its safetensors that are stored as integers: dtypes by name. Quantized weights, and counters."""
+    def integers(self, config: VAEConfig) -> dict[str, str]:
+        """The tensors of the model's safetensors that are stored as integers: dtypes by name. Quantized weights, and counters.
+
+        Other variants may lie beside them, which are none of the model's business.
+        """
         found: dict[str, str] = {}
-        for path in self.folder.glob("*.safetensors"):
-            with safe_open(path, "pt") as file:
-                dtypes = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118  # no mapping
-            found |= {name: dtype for name, dtype in dtypes.items() if dtype[0] in "IUB" and dtype != "BF16"}
+        beside = [path.name for path in self.folder.iterdir()]
+        for name in needed_files(config, beside, str(self.folder)):
+            if not name.endswith(".safetensors"):
+                continue
+            with safe_open(self.folder / name, "pt") as file:
+                dtypes = {key: file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118  # no mapping
+            found |= {key: dtype for key, dtype in dtypes.items() if dtype[0] in "IUB" and dtype != "BF16"}
         return found
 
 

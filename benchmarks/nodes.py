@@ -3,7 +3,8 @@
     python -m benchmarks.nodes [--times 5] [--faults lost,silent,drained] [--haproxy] [--out benchmarks/results/nodes.md]
 
 A Ray of several nodes on this machine, each with its own raylet and one GPU that is not there. The model has two replicas, each
-on a node of its own, and there is one node to spare; the head has the ingress. The model is asked there and at a path of its own.
+on a node of its own, and there is one node to spare; the two ingresses are where Serve puts them, and the proxy is the head's.
+The model is asked at the ingress and at a path of its own.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -35,6 +37,7 @@ from local_server import descendants, free_port
 from remote_vae import RemoteVAE
 from remote_vae.ray_internals import (
     FAST_VARIABLES,
+    MIDDLEWARE_VARIABLE,
     RECOVERY_VARIABLES,
     SILENCE_VARIABLES,
     haproxy_defaults,
@@ -42,7 +45,7 @@ from remote_vae.ray_internals import (
 )
 from remote_vae_serve.app import ingress, vae
 from remote_vae_serve.config import IngressConfig, VAEConfig
-from remote_vae_serve.proxy import haproxy_lines
+from remote_vae_serve.proxy import IMPORT_PATH, haproxy_lines
 
 NODES = 3
 REPLICAS = 2
@@ -51,6 +54,7 @@ SETTLED_S = 5.0
 ENVIRONMENT = {
     **SILENCE_VARIABLES,
     **RECOVERY_VARIABLES,
+    MIDDLEWARE_VARIABLE: IMPORT_PATH,
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     "RAY_enable_worker_prestart": "0",
 }
@@ -72,7 +76,7 @@ class Nodes:
 
     def of_a_replica(self) -> Any:
         """A node that holds one."""
-        held = {replica["node_id"] for replica in _replicas() if replica["state"] == "RUNNING"}
+        held = {replica.get("node_id") for replica in _replicas() if replica["state"] == "RUNNING"}
         return next(node for node in self._spare if node.node_id in held)
 
     def replace(self, node: Any) -> None:
@@ -114,7 +118,7 @@ class Nodes:
         )  # fmt: skip
         self._spare.append(self._add())
         self._spare.remove(node)
-        wait_until(lambda: node.node_id not in {replica["node_id"] for replica in _replicas()}, 120)
+        wait_until(lambda: node.node_id not in {replica.get("node_id") for replica in _replicas()}, 120)
         self._cluster.remove_node(node, allow_graceful=False)
 
     def close(self) -> None:
@@ -157,6 +161,7 @@ def measure(nodes: Nodes, url: str, name: str, times: int, todo: list[Work]) -> 
         fault()
         happened.append(Fault(name, at, True))
         wait_until(ready, 180)
+        print(f"{name}: both replicas run {time.time() - at:.0f} s later", file=sys.stderr, flush=True)
     time.sleep(SETTLED_S)
     hung = sum(group.stop() for group in clients)
     lines = [*outcomes_table(answers), "", *silences_table(answers, happened), "", *what_went_wrong(answers)]
@@ -176,12 +181,16 @@ def main() -> None:
     nodes = Nodes()
     try:
         serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
-        serve.run(ingress(IngressConfig()), name="remote-vae", route_prefix="/")
+        both = ingress(IngressConfig())._bound_deployment.options(num_replicas=REPLICAS).bind(IngressConfig())
+        serve.run(both, name="remote-vae", route_prefix="/")
         config = VAEConfig(source="nowhere", fake={"decode_s": 0.05}, device="cpu", num_gpus=1, num_cpus=0)
         application = vae(config)._bound_deployment.options(num_replicas=REPLICAS).bind(config)
         serve.run(application, name=FAKE, route_prefix=f"/{DIRECT}")
         lines = [line for name in args.faults.split(",") for line in measure(
             nodes, f"http://127.0.0.1:{port}", name, args.times, todo)]  # fmt: skip
+    except BaseException:
+        traceback.print_exc()  # a Ray of which the driver lost its node ends the process in what follows
+        raise
     finally:
         nodes.close()
     text = "\n".join([f"# Nodes, {'HAProxy' if args.haproxy else 'Python proxy'}", "", *lines]) + "\n"

@@ -14,12 +14,12 @@ from typing import Any, NoReturn
 import pytest
 import torch
 
-from in_process import InProcess, diffusers_engine, pipeline_of
+from in_process import Answer, InProcess, diffusers_engine, pipeline_of
 from remote_vae import errors
 from remote_vae.protocol.model_description import ModelDescription
 from remote_vae.protocol.request import Request
 from remote_vae_serve.engine.diffusers_engine import DiffusersEngine
-from remote_vae_serve.http.app import Answerer, create_app
+from remote_vae_serve.http.app import create_app
 from samples import latents, tiny_vae
 from served import served
 
@@ -41,7 +41,7 @@ class Reported(InProcess):
         self.failing = False
         self.described = 0
 
-    def find(self, name: str) -> Answerer:
+    def find(self, name: str) -> Answer:
         model = super().find(name)
         return self._fail if name == COLD and self.failing else model
 

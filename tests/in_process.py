@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +10,8 @@ from typing import Any
 
 from remote_vae.errors import UnknownModel
 from remote_vae.protocol.model_description import ModelDescription
+from remote_vae.protocol.request import Request
+from remote_vae.protocol.result import Result
 from remote_vae_serve.config import FakeEngineConfig, VAEConfig
 from remote_vae_serve.engine.base import Engine
 from remote_vae_serve.engine.diffusers_engine import DiffusersEngine
@@ -17,18 +19,20 @@ from remote_vae_serve.engine.fake import FakeEngine
 from remote_vae_serve.http.app import Answerer
 from remote_vae_serve.replica.pipeline import Pipeline
 
+Answer = Callable[[Request], Awaitable[Result]]
+
 
 class InProcess:
     """The `Models` of the HTTP app: each name is anything that decodes."""
 
-    def __init__(self, **models: Answerer) -> None:
+    def __init__(self, **models: Answer) -> None:
         self._models = models
 
     @contextmanager
     def place(self, name: str, client: str) -> Iterator[Answerer]:
-        yield self.find(name)
+        yield Answerer(self.find(name), _let_in)
 
-    def find(self, name: str) -> Answerer:
+    def find(self, name: str) -> Answer:
         try:
             return self._models[name]
         except KeyError:
@@ -43,6 +47,10 @@ class InProcess:
 
     def names(self) -> list[str]:
         return sorted(self._models)
+
+
+async def _let_in(request: Request) -> None:
+    """Whatever is announced."""
 
 
 def fake_engine(channels: int = 4, decode_s: float = 0.0) -> Engine:

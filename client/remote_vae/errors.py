@@ -151,6 +151,8 @@ SENT: tuple[type[RemoteVAEError], ...] = (
     BadRequest, Unauthorized, UnknownModel, UnknownRoute, WrongMethod, BodyTooLarge, UnknownContentType, InternalError,
     ProtocolMismatch, Unavailable, Overloaded, ModelStarting, ModelFailed, DeadlineExceeded,
 )  # fmt: skip
+BROKE_OFF = b"Internal Server Error"
+"""All that Serve's own proxy says where the process died that should have answered; `proxy.middlewares` says more."""
 COMING_UP_S = 1.0
 """Retry-After of a 404 of Serve's own proxy, which for a moment after its start knows no route."""
 _BY_CODE = {error.code: error for error in SENT}
@@ -196,6 +198,8 @@ def parse(status: int, headers: Mapping[str, str], body: bytes) -> RemoteVAEErro
         message = f"The server answered {status} and no error of this protocol: {text or 'an empty body'}"
     kind = _BY_CODE.get(code) or _BY_STATUS.get(status) or (BadRequest if 400 <= status < 500 else InternalError)
     retry_after = _seconds(headers.get("retry-after", ""))
+    if status == 500 and body == BROKE_OFF:
+        kind = Unavailable
     if (
         status == 404 and not fields and b"/-/routes" in body
     ):  # Serve's: no application of ours is there yet to name models

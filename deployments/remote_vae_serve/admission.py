@@ -44,6 +44,14 @@ class Admission:
         if places is not None and self._held[client] >= places - self._held.total():
             raise self.full(start_s)
 
+    def check_turn(self, wait_s: float, deadline_s: float | None) -> None:
+        """Raises Overloaded where a request would have its turn later than its client waits for it."""
+        if deadline_s is not None and wait_s > deadline_s:
+            raise Overloaded(
+                f"The queue of {self._name} is {wait_s:.0f} s long, and the client waits {deadline_s:.0f} s; try again",
+                retry_after=min(LONGEST_S, max(UNKNOWN_S, wait_s - deadline_s)),
+            )
+
     def full(self, start_s: float | None = None) -> Overloaded:
         """The 503 of a full queue; it says when there will be room."""
         if start_s is None:

@@ -201,7 +201,7 @@ def test_an_application_that_could_not_be_deployed_is_a_503(mode: Mode) -> None:
 def test_an_ingress_that_raises_is_a_500_and_says_nothing_of_the_inside(mode: Mode, method: str) -> None:
     answer = mode.ask("/troubled/raises/now", method, body=BODY)
     if mode.is_plain:
-        assert_text(answer, 500, "Internal Server Error", errors.InternalError)
+        assert_text(answer, 500, "Internal Server Error", errors.Unavailable)
     else:
         assert_json(answer, 500, errors.InternalError)
 
@@ -258,7 +258,7 @@ def test_a_body_that_waits_to_be_asked_for_is_asked_for(mode: Mode) -> None:
 def test_a_header_that_is_no_utf8_is_nobodys_fault_under_the_launcher(mode: Mode, header: bytes) -> None:
     answer = mode.ask(f"/fake?{QUERY}", "POST", header + b": \xff\xfe\r\n", BODY)
     if mode.is_plain:
-        assert_text(answer, 500, "Internal Server Error", errors.InternalError)
+        assert_text(answer, 500, "Internal Server Error", errors.Unavailable)
     else:
         assert (answer.status, answer.content_type) == (200, "image/jpeg")
 
@@ -302,7 +302,7 @@ def test_an_ingress_killed_in_the_middle_of_a_request_is_said_so(mode: Mode) -> 
         _kill(mode.server, "ServeReplica:remote-vae:Ingress")
         answer = speak(connection)
     if mode.is_plain:
-        assert_text(answer, 500, "Internal Server Error", errors.InternalError)
+        assert_text(answer, 500, "Internal Server Error", errors.Unavailable)
     elif not (mode.has_haproxy and answer == CUT):
         assert_json(answer, 502 if mode.has_haproxy else 503, errors.Unavailable)
     give_up = time.monotonic() + WAIT_S

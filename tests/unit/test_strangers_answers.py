@@ -20,8 +20,9 @@ ANSWERS: dict[str, tuple[int, str, bytes, type[RemoteVAEError], str]] = {
                            errors.BadRequest, "missing Sec-WebSocket-Key"),
     "uvicorn, no WebSocket": (403, TEXT, b"", errors.BadRequest, "an empty body"),
     "HAProxy, malformed": (400, "text/html", HTML, errors.BadRequest, "Your browser sent an invalid request."),
-    "Serve, ingress died": (500, TEXT, b"Internal Server Error", errors.InternalError, "Internal Server Error"),
-    "HAProxy, ingress died": (500, "text/plain", b"Internal Server Error", errors.InternalError, "Internal Server Error"),
+    "Serve, ingress died": (500, TEXT, b"Internal Server Error", errors.Unavailable, "Internal Server Error"),
+    "HAProxy, ingress died": (500, "text/plain", b"Internal Server Error", errors.Unavailable, "Internal Server Error"),
+    "some server's page": (500, "text/html", b"<h1>Internal Server Error</h1>", errors.InternalError, "Internal Server Error"),
     "Serve, failed to deploy": (
         503, TEXT, b"Deployment(name='Ingress', app='remote-vae') is unavailable because it failed to deploy.",
         errors.Unavailable, "it failed to deploy"),

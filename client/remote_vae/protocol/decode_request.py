@@ -6,8 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import numpy as np
-
 from remote_vae.errors import BadRequest, UnknownContentType
 from remote_vae.protocol import parameters
 from remote_vae.protocol import plain as read
@@ -150,7 +148,7 @@ class DecodeRequest:
         if dtype is None:
             raise BadRequest(f"dtype is missing; send one of {', '.join(LATENT_DTYPES)}", parameter="dtype")
         return cls(
-            latents=RawTensor(np.frombuffer(message.data, np.uint8), dtype, shape),
+            latents=RawTensor(message.flat, dtype, shape),
             scaling=Scaling.of(values, own_unless_said=message.is_v0),
             output=_output(values, message.accept),
             height=HEIGHT.of(values),

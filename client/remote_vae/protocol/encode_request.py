@@ -188,7 +188,7 @@ class EncodeRequest:
 
 def _image(message: Message) -> RawTensor | Picture:
     """Pixels where a shape was sent or the Content-Type says so, else the file of a picture."""
-    data = np.frombuffer(message.data, np.uint8)
+    data = message.flat
     shape, dtype = SHAPE.of(message.values), DTYPE.of(message.values)
     if shape is None and not message.content_type.startswith("tensor/"):
         return data

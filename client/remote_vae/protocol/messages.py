@@ -13,6 +13,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from remote_vae.errors import BadRequest, UnknownContentType
 from remote_vae.protocol.parameters import Values, collect
 
@@ -76,6 +79,11 @@ class Message:
         return cls(values, data, content_type, transfer, accept, deadline_of(headers))
 
     @property
+    def flat(self) -> npt.NDArray[np.uint8]:
+        """`data` as a flat array; see `tensors.announced` for those that have not come."""
+        return self.data if isinstance(self.data, np.ndarray) else np.frombuffer(self.data, np.uint8)
+
+    @property
     def reply(self) -> Transfer:
         return "base64" if "tensor/base64" in self.accept else "binary"
 
@@ -89,6 +97,11 @@ class Message:
         """Whether the bytes begin as those of a PNG, a JPEG or a WebP do."""
         head = bytes(self.data[:16])
         return any(head[at : at + len(magic)] == magic for magic, at in _MAGIC.values())
+
+
+def transfer_of(headers: Mapping[str, str]) -> Transfer | None:
+    """How the body holds its bytes, by its Content-Type; None for one that is not known."""
+    return _TRANSFERS.get(_media_type(headers.get("content-type", "")))
 
 
 def deadline_of(headers: Mapping[str, str]) -> float | None:

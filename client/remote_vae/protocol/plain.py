@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from remote_vae.errors import BadRequest
+from remote_vae.protocol.tensors import is_announced
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Enum)
@@ -27,7 +28,7 @@ def fields(plain: Any, count: int, name: str) -> Sequence[Any]:
 
 def array(value: Any, name: str) -> npt.NDArray[np.uint8]:
     """Bytes, as a flat array of uint8. Raises BadRequest."""
-    if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 1 and value.flags.c_contiguous:
+    if isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim == 1 and _is_dense(value):
         return value
     raise _refused(name, value, "a flat array of uint8")
 
@@ -101,6 +102,10 @@ def as_number(value: Any) -> float | None:
     except (TypeError, ValueError, OverflowError):
         return None
     return read if math.isfinite(read) else None
+
+
+def _is_dense(value: npt.NDArray[np.uint8]) -> bool:
+    return value.flags.c_contiguous or is_announced(value)
 
 
 def _refused(name: str, value: Any, expected: str) -> BadRequest:

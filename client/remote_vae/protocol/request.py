@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
+from remote_vae.protocol import plain as read
 from remote_vae.protocol.decode_request import OUTPUT_TYPE, DecodeRequest
 from remote_vae.protocol.encode_request import EncodeRequest
-from remote_vae.protocol.messages import Message
-from remote_vae.protocol.wire import SHAPE
+from remote_vae.protocol.messages import Message, Query, transfer_of
+from remote_vae.protocol.tensors import MAX_SIZE, announced
+from remote_vae.protocol.wire import SHAPE, check_protocol
 
 Request = DecodeRequest | EncodeRequest
 Verb = Literal["decode", "encode"]
+LARGE = 2**20
+"""Bytes of a body from which on it is worth asking a replica, before the body is read, whether it will be answered."""
 
 
 def read_request(verb: Verb | None, query: Iterable[tuple[str, str]], headers: Mapping[str, str], body: Any) -> Request:
@@ -24,6 +28,33 @@ def read_request(verb: Verb | None, query: Iterable[tuple[str, str]], headers: M
     if verb == "encode" or (verb is None and _is_encode(message)):
         return EncodeRequest.from_message(message)
     return DecodeRequest.from_message(message)
+
+
+def read_announced(verb: Verb | None, query: Query, headers: Mapping[str, str]) -> Request | None:
+    """The request whose body has not come yet; None where that is not large, or the query does not tell of it.
+
+    Its tensor has a dtype and a shape and no bytes. The arguments and the errors are those of `read_request`.
+    """
+    length = headers.get("content-length", "")
+    if not (length.isascii() and length.isdecimal() and int(length[:18]) > LARGE):
+        return None
+    if transfer_of(headers) != "binary" or not any(name == SHAPE.name for name, _ in query):
+        return None
+    return read_request(verb, query, headers, announced(int(length[:18])))
+
+
+def announced_to_plain(request: Request) -> tuple[Any, ...]:
+    """For a Ray handle, as `to_plain`; in place of the bytes that have not come, how many they are."""
+    protocol, data, *fields = request.to_plain()
+    return (protocol, data.nbytes, *fields)
+
+
+def announced_from_plain(verb: Any, plain: tuple[Any, ...]) -> Request:
+    """From what `announced_to_plain` gives. Raises BadRequest naming what is wrong, or ProtocolMismatch."""
+    check_protocol(plain, "client")
+    protocol, nbytes, *fields = plain
+    data = announced(min(max(0, read.integer(nbytes, "data")), MAX_SIZE))
+    return (EncodeRequest if verb == "encode" else DecodeRequest).from_plain((protocol, data, *fields))
 
 
 def _is_encode(message: Message) -> bool:

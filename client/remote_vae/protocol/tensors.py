@@ -60,6 +60,16 @@ class RawTensor:
         return [RawTensor(self.data[i * size : (i + 1) * size], self.dtype, shape) for i in range(self.shape[0])]
 
 
+def announced(nbytes: int) -> npt.NDArray[np.uint8]:
+    """Bytes that have not come yet: as many, in no memory. With them a request is read out of its query before its body comes."""
+    return np.broadcast_to(np.uint8(0), (nbytes,))
+
+
+def is_announced(data: npt.NDArray[np.uint8]) -> bool:
+    """Whether that is what `announced` gave."""
+    return data.strides == (0,)
+
+
 def check_shape(shape: tuple[int, ...]) -> None:
     """Refuse shapes that no tensor has: BadRequest naming `shape`."""
     if not 1 <= len(shape) <= MAX_DIMENSIONS:

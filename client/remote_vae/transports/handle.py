@@ -27,7 +27,7 @@ from remote_vae.errors import (
     UnknownModel,
 )
 from remote_vae.protocol.model_description import ModelDescription
-from remote_vae.protocol.request import Request
+from remote_vae.protocol.request import Request, announced_to_plain
 from remote_vae.protocol.result import Result
 from remote_vae.transports.retry import DEFAULT_POLICY, RetryPolicy
 from remote_vae.transports.transport import Transport
@@ -93,6 +93,11 @@ class HandleTransport(Transport):
             else:
                 if not rounds.goes_on(plain):
                     return Result.from_plain(plain)
+
+    async def announce_async(self, request: Request, timeout_s: float) -> float:
+        """Seconds until a request whose bytes have not come yet would have its turn at a replica. Raises what that would refuse
+        it with, as far as it can be told without them."""
+        return float(await _await(self._handle.announce.remote(request.verb, announced_to_plain(request)), timeout_s))
 
     def send_ref(self, request: Request) -> Any:
         """As `send_one`, but the ObjectRef of the plain result: it can be handed on without a copy through this process."""

@@ -12,7 +12,7 @@ import re
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Protocol
 from urllib.parse import parse_qsl
@@ -34,7 +34,7 @@ from remote_vae.errors import (
 from remote_vae.protocol.messages import DEADLINE_HEADER, Transfer, deadline_of
 from remote_vae.protocol.model_description import ModelDescription
 from remote_vae.protocol.request import Request as VAERequest
-from remote_vae.protocol.request import Verb, read_request
+from remote_vae.protocol.request import Verb, read_announced, read_request
 from remote_vae.protocol.result import Result
 from remote_vae_serve.http.bodies import Bodies
 from remote_vae_serve.http.client_identity import LOOPBACK, ClientIdentity
@@ -52,8 +52,17 @@ MAX_BODIES = 2**30
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
-Answerer = Callable[[VAERequest], Awaitable[Result]]
-"""One model, somewhere: decodes and encodes. Raises RemoteVAEError."""
+@dataclass(frozen=True)
+class Answerer:
+    """One model, somewhere.
+
+    Attributes:
+        answer: decodes and encodes. Raises RemoteVAEError.
+        announce: told of a request whose large body has not been read yet. Raises RemoteVAEError where that is not worth it.
+    """
+
+    answer: Callable[[VAERequest], Awaitable[Result]]
+    announce: Callable[[VAERequest], Awaitable[None]]
 
 
 class Models(Protocol):
@@ -215,11 +224,16 @@ class Endpoints:
         began = now()
         client = self._identity.of(request)
 
+        def told(read: VAERequest) -> VAERequest:
+            return replace(read, deadline_s=max(give_up - now(), 0.001), client=client)
+
         async def read_and_answer(model: Answerer) -> tuple[Transfer, Result]:
+            query, headers = _query(request), _headers(request)
+            if (announced := read_announced(verb, query, headers)) is not None:
+                await model.announce(told(announced))
             async with self._bodies.read(request, client) as body:
-                read = read_request(verb, _query(request), _headers(request), body)
-                told = replace(read, deadline_s=max(give_up - now(), 0.001), client=client)
-                return read.reply, await _unless_gone(request, model(told))
+                read = read_request(verb, query, headers, body)
+                return read.reply, await _unless_gone(request, model.answer(told(read)))
 
         with self._models.place(name, client) as model:  # before the body: what is refused is not worth reading it
             request.state.model = name

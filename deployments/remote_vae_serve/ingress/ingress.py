@@ -10,7 +10,7 @@ from functools import partial
 
 from starlette.types import ASGIApp
 
-from remote_vae.errors import ModelFailed, ModelStarting, Overloaded
+from remote_vae.errors import BadRequest, ModelFailed, ModelStarting, Overloaded, RemoteVAEError
 from remote_vae.protocol.model_description import ModelDescription
 from remote_vae.protocol.request import Request
 from remote_vae.protocol.result import Result
@@ -23,6 +23,8 @@ from remote_vae_serve.proxy import behind_tokens
 
 WATCH_S = 1.0
 GIVING_WAY_S = 0.2
+ANNOUNCE_S = 2.0
+"""A replica that says nothing for so long is left to the request itself."""
 
 
 class Ingress:
@@ -56,12 +58,29 @@ class Ingress:
         admission = self._admissions.setdefault(name, Admission(name))
         admission.check(client, model.places, _start_s(model))
         with admission.place(client):
-            yield partial(self._answer, transport, name, admission)
+            yield Answerer(
+                partial(self._answer, transport, name, admission), partial(self._announce, transport, name, admission)
+            )
 
     async def check_health(self) -> None:
         """The health check: Serve asks every few seconds, and replaces an ingress that raises three times in a row."""
         if (fault := self._registry.fault()) is not None:
             raise RuntimeError(f"The ingress is to be replaced: {fault}")
+
+    async def _announce(self, transport: HandleTransport, name: str, admission: Admission, request: Request) -> None:
+        """Ask a replica, where one runs, whether a request will be answered whose body has not come yet. Raises BadRequest,
+        ModelFailed or Overloaded; whatever else there is, the request itself will hear."""
+        replicas = len(self._registry.get(name).running)
+        if not replicas:
+            return
+        try:
+            wait_s = await transport.announce_async(request, ANNOUNCE_S)
+        except (BadRequest, ModelFailed, Overloaded):
+            raise
+        except RemoteVAEError:
+            return
+        if replicas == 1:  # of several another may be free, and is found by handing back
+            admission.check_turn(wait_s, request.deadline_s)
 
     async def _answer(self, transport: HandleTransport, name: str, admission: Admission, request: Request) -> Result:
         """Send the request on. Raises what its replica does; Overloaded, with the time until there is room."""

@@ -7,7 +7,7 @@ encoder, `pack_latents` (host). Knows no model, only its latent space; no engine
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 
@@ -16,13 +16,13 @@ from remote_vae.protocol.decode_request import DecodeRequest
 from remote_vae.protocol.encode_request import EncodeRequest, SampleMode
 from remote_vae.protocol.hints import Hints
 from remote_vae.protocol.output import Output
-from remote_vae.protocol.tensors import view_as_torch
+from remote_vae.protocol.tensors import RawTensor, view_as_torch
 from remote_vae_serve.families.family import LatentSpace
 from remote_vae_serve.families.latent_scaling import scale_and_shift, shift_and_scale
 from remote_vae_serve.families.layouts import Layout, RequestHints, channels_last, drop_frames, unfold_frames
 from remote_vae_serve.processing.finite import is_finite
 from remote_vae_serve.processing.postprocess import check_output, to_output
-from remote_vae_serve.processing.preprocess import Prepared, prepare
+from remote_vae_serve.processing.preprocess import Prepared, announced_shape, prepare
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,8 +69,28 @@ class LatentProcessor:
             BadRequest: naming the parameter.
         """
         space, family = self.space, self.space.family
-        hints = self._hints_of(request)
         latents = view_as_torch(request.latents)  # nothing here, and no decoder, writes to its input
+        unpacked, layout, hints = self._unpack(request, latents)
+        if request.scaling.own:
+            scaled = family.scaling.denormalize(unpacked, space, hints)
+        else:
+            scaled = scale_and_shift(unpacked, request.scaling.factor, request.scaling.shift)
+        ready = scaled.to(self.dtype)
+        if not is_finite(ready):
+            raise self._not_finite(latents)
+        return Unpacked(ready, layout, tuple(latents.shape), hints)
+
+    def announced_latents(self, request: DecodeRequest) -> tuple[tuple[int, ...], RequestHints]:
+        """The shape of what the decoder would take, and what is said of it, where the latents have not come yet. Raises
+        BadRequest for all that `unpack_latents` does, but what is in them."""
+        dtype = getattr(torch, request.latents.dtype)
+        unpacked, _, hints = self._unpack(request, torch.empty(request.latents.shape, dtype=dtype, device="meta"))
+        return tuple(unpacked.shape), hints
+
+    def _unpack(self, request: DecodeRequest, latents: torch.Tensor) -> tuple[torch.Tensor, Layout, RequestHints]:
+        """The latents in the decoder's layout, not scaled yet."""
+        space, family = self.space, self.space.family
+        hints = self._hints_of(request)
         layout = family.layout_of(latents, space, hints)
         wider = torch.promote_types(latents.dtype, self.dtype)
         unpacked = layout.unpack(latents, space, hints).to(self.dtype if family.cast_first else wider)
@@ -80,14 +100,7 @@ class LatentProcessor:
         batch = latents.shape[0] if layout.media == "video" else unpacked.shape[0]
         height, width = (size * space.ratio for size in unpacked.shape[-2:])
         check_output(request.output, batch, layout.media, height, width)
-        if request.scaling.own:
-            scaled = family.scaling.denormalize(unpacked, space, hints)
-        else:
-            scaled = scale_and_shift(unpacked, request.scaling.factor, request.scaling.shift)
-        ready = scaled.to(self.dtype)
-        if not is_finite(ready):
-            raise self._not_finite(latents)
-        return Unpacked(ready, layout, tuple(latents.shape), hints)
+        return unpacked, layout, hints
 
     def postprocess_pixels(self, pixels: torch.Tensor, unpacked: Unpacked, output: Output) -> torch.Tensor:
         """What leaves the device of decoded pixels: see `postprocess.to_output`. PT are the decoder's own numbers.
@@ -102,13 +115,22 @@ class LatentProcessor:
 
     def preprocess_image(self, request: EncodeRequest) -> Prepared:
         """The pixels of a request as the encoder takes them, in `encode_dtype`. Raises BadRequest naming the parameter."""
+        self._check_encode(request)
+        prepared = prepare(request, self.space)
+        return replace(prepared, pixels=prepared.pixels.to(self.encode_dtype))
+
+    def announced_pixels(self, request: EncodeRequest) -> tuple[int, ...]:
+        """The shape of what the encoder would take, where the pixels have not come yet. Raises BadRequest for all that
+        `preprocess_image` does, but what is in them."""
+        self._check_encode(request)
+        return announced_shape(cast(RawTensor, request.image), self.space)
+
+    def _check_encode(self, request: EncodeRequest) -> None:
         if self.encodes is None:
             raise BadRequest(f"{self.space.class_name} has no encoder; it only decodes", parameter="model")
         if self.encodes == "latents" and request.sample_mode is SampleMode.MOMENTS:
             raise BadRequest(f"{self.space.class_name} encodes to latents, not to a distribution; use argmax",
                              parameter="sample_mode")  # fmt: skip
-        prepared = prepare(request, self.space)
-        return replace(prepared, pixels=prepared.pixels.to(self.encode_dtype))
 
     def pack_latents(self, latents: torch.Tensor, prepared: Prepared, request: EncodeRequest) -> torch.Tensor:
         """What the encoder gave, in the scale that the request asks for.

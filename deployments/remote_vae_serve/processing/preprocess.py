@@ -45,10 +45,34 @@ def prepare(request: EncodeRequest, space: LatentSpace) -> Prepared:
         BadRequest: naming what is wrong with them.
     """
     image = request.image
-    of_videos = space.family.takes_time
     is_pixels = isinstance(image, RawTensor) and image.dtype != "uint8"
-    pixels = to_torch(cast(RawTensor, image)) if is_pixels else from_pictures(image, space)
-    shape = list(pixels.shape)
+    pixels = _as_taken(to_torch(cast(RawTensor, image)) if is_pixels else from_pictures(image, space), space)
+    if not is_finite(pixels):
+        raise BadRequest("The pixels contain NaN or infinity; nothing can be encoded from them", parameter="tensor")
+    if space.family.takes_time or pixels.ndim == 4:
+        # As `preprocess` leaves them, channels last: a convolution rounds otherwise for other strides.
+        return Prepared(pixels)
+    return Prepared(pixels.transpose(1, 2).flatten(0, 1), frames=pixels.shape[2])
+
+
+def announced_shape(image: RawTensor, space: LatentSpace) -> tuple[int, ...]:
+    """The shape of the pixels that `prepare` makes of those which have not come yet. Raises BadRequest as it does."""
+    shape = image.shape
+    if image.dtype == "uint8":
+        _refuse_alpha(image, space)
+        height, width = _multiples(shape[-3], shape[-2], space)
+        count, channels = shape[0] if len(shape) == 4 else 1, space.pixel_channels
+        as_frames = space.family.media == "video" and space.family.takes_time
+        shape = (1, channels, count, height, width) if as_frames else (count, channels, height, width)
+    taken = _as_taken(torch.empty(shape, device="meta"), space)
+    return tuple(
+        taken.shape if space.family.takes_time or taken.ndim == 4 else taken.transpose(1, 2).flatten(0, 1).shape
+    )
+
+
+def _as_taken(pixels: torch.Tensor, space: LatentSpace) -> torch.Tensor:
+    """The pixels with all axes, `[B, C, (T,) H, W]`. Raises BadRequest where the encoder takes no such shape."""
+    shape, of_videos = list(pixels.shape), space.family.takes_time
     if pixels.ndim == 3:
         pixels = pixels[None]
     if pixels.ndim == 4 and of_videos:
@@ -74,12 +98,7 @@ def prepare(request: EncodeRequest, space: LatentSpace) -> Prepared:
             f"1, {1 + space.temporal_ratio}, {1 + 2 * space.temporal_ratio}, ...",
             parameter="shape",
         )
-    if not is_finite(pixels):
-        raise BadRequest("The pixels contain NaN or infinity; nothing can be encoded from them", parameter="tensor")
-    if of_videos or pixels.ndim == 4:
-        # As `preprocess` leaves them, channels last: a convolution rounds otherwise for other strides.
-        return Prepared(pixels)
-    return Prepared(pixels.transpose(1, 2).flatten(0, 1), frames=pixels.shape[2])
+    return pixels
 
 
 def from_pictures(image: RawTensor | Picture, space: LatentSpace) -> torch.Tensor:
@@ -92,23 +111,12 @@ def from_pictures(image: RawTensor | Picture, space: LatentSpace) -> torch.Tenso
         BadRequest: no picture, too large, too small, or with alpha where the model takes none.
     """
     if isinstance(image, RawTensor):
+        _refuse_alpha(image, space)
         array = to_numpy(image)
-        if array.shape[-1] > space.pixel_channels:
-            raise BadRequest(
-                f"The pixels have shape {list(array.shape)}, with alpha; {space.class_name} takes 3 channels: leave the "
-                "fourth out",
-                parameter="shape",
-            )
         pictures = [Image.fromarray(one) for one in (array if array.ndim == 4 else array[None])]
     else:
         pictures = [open_picture(image, space.pixel_channels == 4)]
-    width, height = (size - size % space.ratio for size in pictures[0].size)
-    if not width or not height:
-        raise BadRequest(
-            f"The picture is {pictures[0].width} x {pictures[0].height} pixels; {space.class_name} takes "
-            f"at least {space.ratio} x {space.ratio}",
-            parameter="image",
-        )
+    height, width = _multiples(pictures[0].height, pictures[0].width, space)
     arrays = [np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS)) for picture in pictures]
     pixels = torch.from_numpy(np.stack(arrays).astype(np.float32) / 255.0).permute(0, 3, 1, 2)
     pixels = 2.0 * pixels - 1.0
@@ -116,6 +124,24 @@ def from_pictures(image: RawTensor | Picture, space: LatentSpace) -> torch.Tenso
         pixels = torch.cat([pixels, torch.ones_like(pixels[:, :1])], 1)  # opaque
     as_frames = space.family.media == "video" and space.family.takes_time
     return pixels.transpose(0, 1)[None] if as_frames else pixels
+
+
+def _refuse_alpha(image: RawTensor, space: LatentSpace) -> None:
+    if image.shape[-1] > space.pixel_channels:
+        raise BadRequest(
+            f"The pixels have shape {list(image.shape)}, with alpha; {space.class_name} takes 3 channels: leave the fourth out",
+            parameter="shape",
+        )
+
+
+def _multiples(height: int, width: int, space: LatentSpace) -> tuple[int, int]:
+    """The edges that a picture is resized to. Raises BadRequest where nothing is left."""
+    if height < space.ratio or width < space.ratio:
+        raise BadRequest(
+            f"The picture is {width} x {height} pixels; {space.class_name} takes at least {space.ratio} x {space.ratio}",
+            parameter="image",
+        )
+    return height - height % space.ratio, width - width % space.ratio
 
 
 def open_picture(file: Picture, alpha: bool = False) -> Image.Image:

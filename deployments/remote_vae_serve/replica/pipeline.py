@@ -124,6 +124,18 @@ class Pipeline:
         provenance = self._provenance(done.note, stages)
         return Result("tensor/binary", raw.data, raw.dtype, raw.shape, provenance)
 
+    async def announce(self, request: Request) -> float:
+        """Seconds until a request whose bytes have not come yet would have its turn, as far as can be told. Raises BadRequest
+        where it would be refused for its shape, its hints or the memory that it takes."""
+        await _on(self._unpackers, self._plan_announced, request)
+        return self._worker.wait_s(request.client)
+
+    def _plan_announced(self, request: Request) -> None:
+        if isinstance(request, DecodeRequest):
+            self._engine.plan_decode(*self._processor.announced_latents(request))
+        else:
+            self._engine.plan_encode(self._processor.announced_pixels(request))
+
     def long_wait_s(self, request: Request) -> float | None:
         """Seconds that the request would wait here, where that is long by its own measure, so that it may be better off at
         another replica; None where it is not."""

@@ -20,7 +20,7 @@ from remote_vae.protocol.decode_request import DecodeRequest
 from remote_vae.protocol.encode_request import EncodeRequest
 from remote_vae.protocol.hints import PARAMETERS
 from remote_vae.protocol.model_description import NULLABLE, ModelDescription
-from remote_vae.protocol.request import Request
+from remote_vae.protocol.request import Request, announced_from_plain
 from remote_vae.protocol.result import Result
 from remote_vae.protocol.wire import PROTOCOL
 from remote_vae_serve.admission import Admission
@@ -108,7 +108,16 @@ class VAE:
         """A place for a request that came by this replica's own HTTP side. Raises Overloaded."""
         self._admission.check(client, self._config.max_requests)
         with self._admission.place(client):
-            yield self.answer
+            yield Answerer(self.answer, self._announced)
+
+    async def announce(self, verb: str, plain: tuple[Any, ...]) -> float:
+        """Seconds until a request whose bytes have not come yet would have its turn here: `announced_to_plain()` in. Raises what
+        `decode` and `encode` would, as far as it can be told without them."""
+        return await (await self._ready()).announce(announced_from_plain(verb, plain))
+
+    async def _announced(self, request: Request) -> None:
+        wait_s = await (await self._ready()).announce(request)
+        self._admission.check_turn(wait_s, request.deadline_s)
 
     async def describe(self, wake: bool = False) -> dict[str, Any]:
         """The model as this replica sees it: `ModelDescription.to_plain()`. `wake` has a failed one try again, if it is time."""

@@ -1,0 +1,213 @@
+"""Large bodies that are announced by their query: what can be told without a byte of them is said before they are read."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+from PIL import Image
+
+from limits import WAIT_S
+from raw_http import Answer, exchange
+from remote_vae.errors import BadRequest, InternalError, ModelFailed, Overloaded, RemoteVAEError, TimedOut
+from remote_vae.protocol.decode_request import DecodeRequest
+from remote_vae.protocol.encode_request import EncodeRequest
+from remote_vae.protocol.request import LARGE, announced_from_plain, announced_to_plain, read_announced
+from remote_vae.protocol.tensors import MAX_SIZE, RawTensor, announced
+from remote_vae_serve.admission import Admission
+from remote_vae_serve.http.app import create_model_app
+from remote_vae_serve.ingress.ingress import Ingress
+from remote_vae_serve.replica.replica import SingleModel
+from served import served
+from sick import Replica, engine, make, sick
+
+__all__ = ["engine", "make", "sick"]  # fixtures
+
+SHAPE = (1, 4, 512, 512)
+BYTES = 4 * 4 * 512 * 512
+QUERY = {"shape": SHAPE, "dtype": "float32", "output_type": "pt"}
+
+
+@pytest.fixture
+def url(sick: Replica) -> Iterator[str]:
+    with served(create_model_app("model", SingleModel(sick.vae), 2**26, WAIT_S)) as url:
+        yield url
+
+
+def head(path: str = "/", length: int = BYTES, headers: dict[str, str] | None = None, **query: Any) -> bytes:
+    lines = {"host": "x", "content-type": "tensor/binary", **(headers or {}), "content-length": str(length)}
+    asked = urlencode(QUERY | query, doseq=True)
+    return f"POST {path}?{asked} HTTP/1.1\r\n{''.join(f'{n}: {v}' + chr(13) + chr(10) for n, v in lines.items())}\r\n".encode()
+
+
+def assert_refused(answer: Answer, status: int, words: str, parameter: str | None = None) -> None:
+    fields = answer.fields or {}
+    assert (answer.status, fields.get("parameter")) == (status, parameter)
+    assert words in fields["error"]
+
+
+@pytest.mark.parametrize(
+    ("change", "parameter", "words"),
+    [
+        ({"dtype": "float99"}, "dtype", "float99"),
+        ({"shape": (1, 7, 512, 512)}, "shape", "The body has 4194304 bytes"),
+        ({"shape": (1, 16, 256, 256)}, "shape", "do not fit"),
+        ({"output_type": "mp4"}, "output_type", "make images"),
+        ({"path": "/encode"}, "shape", "expected 3 channels"),
+        (
+            {"path": "/encode", "shape": (3, 515, 1000), "length": 4 * 3 * 515 * 1000},
+            "shape",
+            "takes multiples of 8",
+        ),
+    ],
+)
+def test_what_a_query_tells_is_said_before_the_body_is_read(
+    url: str, change: dict[str, Any], parameter: str, words: str
+) -> None:
+    assert_refused(exchange(url, head(**change), timeout_s=WAIT_S), 400, words, parameter)
+
+
+def test_what_does_not_fit_into_memory_is_refused_before_the_body_is_read(
+    sick: Replica, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = []
+
+    def plan(shape: tuple[int, ...], *_: Any) -> None:
+        planned.append(shape)
+        raise BadRequest("Too large for this device", parameter="shape")
+
+    monkeypatch.setattr(sick.pipeline._engine, "plan_decode", plan)
+    monkeypatch.setattr(sick.pipeline._engine, "plan_encode", plan)
+    assert_refused(exchange(url, head(), timeout_s=WAIT_S), 400, "Too large", "shape")
+    pixels = head("/encode", 4 * 3 * 512 * 1024, shape=(3, 512, 1024))
+    assert_refused(exchange(url, pixels, timeout_s=WAIT_S), 400, "Too large", "shape")
+    pictures = head("/encode", 2 * 3 * 517 * 1029, shape=(2, 517, 1029, 3), dtype="uint8")
+    assert_refused(exchange(url, pictures, timeout_s=WAIT_S), 400, "Too large", "shape")
+    assert planned == [SHAPE, (1, 3, 512, 1024), (2, 3, 512, 1024)]
+
+
+@pytest.mark.parametrize(("deadline", "status"), [("5000", 503), ("13000", 200)])
+def test_who_would_not_wait_for_its_turn_is_told_so_before_the_body_is_read(
+    sick: Replica, url: str, monkeypatch: pytest.MonkeyPatch, deadline: str, status: int
+) -> None:
+    monkeypatch.setattr(sick.pipeline._worker, "wait_s", lambda client: 12.0)
+    request = head(headers={"x-vae-deadline-ms": deadline}, output_type="pil")
+    answer = exchange(url, request, *([bytes(BYTES)] if status == 200 else []), timeout_s=WAIT_S)
+    assert answer.status == status
+    if status == 503:
+        assert_refused(answer, 503, "The queue of model is 12 s long, and the client waits 5 s")
+        assert answer.headers["retry-after"] in ("7", "8")
+
+
+def test_what_is_let_in_is_answered_as_ever(url: str) -> None:
+    answer = exchange(url, head(output_type="pil"), bytes(BYTES), timeout_s=WAIT_S)
+    assert (answer.status, Image.open(io.BytesIO(answer.body)).size) == (200, (4096, 4096))
+
+
+@pytest.mark.parametrize(
+    ("query", "headers"),
+    [
+        ([("shape", "1")], {"content-length": str(LARGE)}),
+        ([("shape", "1")], {}),
+        ([("shape", "1")], {"content-length": "²" * 9}),
+        ([("dtype", "uint8")], {"content-length": str(LARGE + 1)}),
+        ([("shape", "1")], {"content-length": str(LARGE + 1), "content-type": "application/json"}),
+        ([("shape", "1")], {"content-length": str(LARGE + 1), "content-type": "tensor/base64"}),
+        ([("shape", "1")], {"content-length": str(LARGE + 1), "content-type": "text/html"}),
+    ],
+    ids=["small", "no length", "no number", "no shape", "JSON", "base64", "unknown"],
+)
+def test_of_what_is_small_or_tells_too_little_nobody_is_asked(
+    query: list[tuple[str, str]], headers: dict[str, str]
+) -> None:
+    assert read_announced(None, query, headers) is None
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        DecodeRequest(RawTensor(announced(BYTES), "float32", SHAPE), client="c", deadline_s=3.0),
+        EncodeRequest(RawTensor(announced(BYTES), "float32", (1, 1, 1024, 1024)), seed=7),
+    ],
+)
+def test_an_announcement_crosses_a_handle_with_the_number_of_its_bytes(request_: Any) -> None:
+    plain = announced_to_plain(request_)
+    assert plain[1] == BYTES
+    again = announced_from_plain(request_.verb, plain)
+    assert announced_to_plain(again) == plain
+    assert type(again) is type(request_)
+
+
+@pytest.mark.parametrize("count", [-1, 10**30, MAX_SIZE + 1, "9", None, [1]])
+def test_an_announcement_of_no_number_of_bytes_is_refused(count: Any) -> None:
+    plain = announced_to_plain(DecodeRequest(RawTensor(announced(BYTES), "float32", SHAPE)))
+    with pytest.raises(BadRequest):
+        announced_from_plain("decode", (plain[0], count, *plain[2:]))
+
+
+def test_a_replica_says_by_handle_when_the_turn_would_come(sick: Replica) -> None:
+    plain = announced_to_plain(DecodeRequest(RawTensor(announced(BYTES), "float32", SHAPE)))
+    assert asyncio.run(sick.vae.announce("decode", plain)) == 0.0
+
+
+class Told:
+    """A replica's answer to an announcement."""
+
+    def __init__(self, answer: float | RemoteVAEError) -> None:
+        self._answer = answer
+        self.asked = 0
+
+    async def announce_async(self, request: Any, timeout_s: float) -> float:
+        self.asked += 1
+        if isinstance(self._answer, float):
+            return self._answer
+        raise self._answer
+
+
+@pytest.fixture
+def ask() -> Callable[[Told, int], None]:
+    """What the ingress makes of it, with so many replicas."""
+
+    def ask(transport: Told, replicas: int) -> None:
+        ingress: Any = object.__new__(Ingress)
+        running = frozenset(map(str, range(replicas)))
+        ingress._registry = SimpleNamespace(get=lambda name: SimpleNamespace(running=running))
+        request = DecodeRequest(RawTensor(announced(BYTES), "float32", SHAPE), deadline_s=5.0)
+        asyncio.run(ingress._announce(transport, "sd", Admission("sd"), request))
+
+    return ask
+
+
+def test_the_ingress_refuses_what_the_only_replica_would_be_late_for(ask: Callable[[Told, int], None]) -> None:
+    with pytest.raises(Overloaded, match="queue of sd is 9 s long") as raised:
+        ask(Told(9.0), 1)
+    assert raised.value.retry_after == 4.0
+    ask(Told(4.0), 1)
+
+
+def test_of_several_replicas_another_may_be_free(ask: Callable[[Told, int], None]) -> None:
+    ask(Told(9.0), 2)
+
+
+def test_no_replica_is_started_to_be_asked(ask: Callable[[Told, int], None]) -> None:
+    told = Told(9.0)
+    ask(told, 0)
+    assert told.asked == 0
+
+
+@pytest.mark.parametrize("error", [BadRequest("no", parameter="shape"), ModelFailed("no"), Overloaded("no")])
+def test_a_refusal_of_the_replica_is_passed_on(ask: Callable[[Told, int], None], error: RemoteVAEError) -> None:
+    with pytest.raises(type(error)):
+        ask(Told(error), 2)
+
+
+@pytest.mark.parametrize("error", [TimedOut("silent"), InternalError("a replica of before, which has no such method")])
+def test_a_replica_that_cannot_say_leaves_it_to_the_request(
+    ask: Callable[[Told, int], None], error: RemoteVAEError
+) -> None:
+    ask(Told(error), 1)

@@ -6,7 +6,7 @@ BIN := .venv/bin
 LANES ?= 2
 PYTEST := $(BIN)/python -m pytest --numprocesses $(LANES) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: demo serve test test-slow test-families test-browser test-random models check clean bench bench-gpu soak
+.PHONY: demo serve test test-slow test-families test-browser test-random models check clean bench bench-gpu soak soak-nodes
 
 demo: .venv/installed ## a picture through the bundled demo VAE, over HTTP and through a Ray handle
 	$(BIN)/python tools/demo.py
@@ -38,8 +38,11 @@ bench: .venv/installed ## what serving costs beside its peers: a table and a dra
 bench-gpu: .venv/installed ## what decoding takes on this machine's GPU: tables in benchmarks/results
 	$(BIN)/python -m benchmarks.gpu
 
-soak: .venv/installed ## half an hour of requests while its parts are killed, one every 20 s; MINUTES=5 is a short one
-	$(BIN)/python -m benchmarks.soak --minutes $(or $(MINUTES),30)
+soak: .venv/installed ## half an hour of requests while its parts are killed, one every 20 s; MINUTES=5 is a short one, HAPROXY=1 under HAProxy
+	$(BIN)/python -m benchmarks.soak --strict --minutes $(or $(MINUTES),30) $(if $(HAPROXY),--haproxy)
+
+soak-nodes: .venv/installed ## nodes that are lost, fall silent and are drained meanwhile, on a Ray of several; HAPROXY=1 as above
+	$(BIN)/python -m benchmarks.nodes $(if $(HAPROXY),--haproxy)
 
 check: .venv/installed
 	$(BIN)/ruff check .

@@ -14,14 +14,15 @@ OURS = {
     "real replica": re.compile(r"ServeReplica:demo:"),
     "replica": re.compile(r"ServeReplica:"),
     "proxy": re.compile(r"ray::ProxyActor"),
-    "HAProxy": re.compile(r"haproxy -"),
     "server": re.compile(r"remote_vae_serve\.launcher"),
     "launcher": re.compile(r"remote_vae_serve\.cli|remote-vae-serve"),
 }
-RAY = "Ray"
+RAY, HAPROXY = "Ray", "HAProxy"
+THEIRS = {HAPROXY: re.compile(r"haproxy -")}
+"""Listed and not judged: each reload of its configuration starts it anew, and its files are the connections of the moment."""
 SETTLED_S = 60.0
 """After its first requests a process has what it keeps."""
-MORE, MORE_MIB, MORE_HANDLES = 0.05, 24.0, 24
+MORE, MORE_MIB, MORE_HANDLES = 0.05, 12.0, 24
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Watch:
         found = []
         for kind, processes in self._seen.items():
             lives = [looks for looks in processes.values() if looks[-1].age_s >= SETTLED_S]
-            if kind == RAY or not lives:
+            if kind not in OURS or not lives:
                 continue
             last = lives[-1]  # in the order they were first seen
             after = last[-1]
@@ -91,12 +92,12 @@ class Watch:
 
 
 def holdings(pids: Iterable[int]) -> Mapping[str, list[Holding]]:
-    """By kind; `Ray` is whatever is not ours."""
+    """By kind; `Ray` is whatever is not ours, and not HAProxy."""
     found: dict[str, list[Holding]] = defaultdict(list)
     for pid in pids:
         with suppress(OSError, ValueError, IndexError):
             command = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-            kind = next((name for name, pattern in OURS.items() if pattern.search(command)), RAY)
+            kind = next((name for name, pattern in (OURS | THEIRS).items() if pattern.search(command)), RAY)
             found[kind].append(_holding(pid))
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +15,10 @@ from benchmarks.soak.processes import Growth, Holding
 SHOWN = 12
 AFTER_S = 10.0
 """A silence that begins so long after a fault is another's."""
+
+LIMITS_S = {"ingress killed": 2.0, "proxy killed": 6.0, "HAProxy killed": 6.0, "HAProxy's manager killed": 6.0}
+LIMITED_DOORS = ("direct", "ingress")
+"""Where a model has two replicas: of an only one, the next has to be started."""
 
 
 def outcomes_table(answers: Sequence[Answer]) -> list[str]:
@@ -56,6 +61,27 @@ def _gaps(answers: Iterable[Answer]) -> list[tuple[float, float]]:
 
 def _silence(gaps: Iterable[tuple[float, float]], fault: Fault) -> float:
     return max((end - start for start, end in gaps if start < fault.at + AFTER_S and end > fault.at), default=0.0)
+
+
+def beyond(answers: Sequence[Answer], faults: Sequence[Fault]) -> list[str]:
+    """What is worse than it may be, in words: silences that are too long, and what a plain client lost while nothing was killed."""
+    gaps = {door: _gaps(answer for answer in answers if answer.door == door) for door in LIMITED_DOORS}
+    found = [
+        f"- {silence:.1f} s of silence, {door}, after {fault.name}; at most {LIMITS_S[fault.name]:g} s"
+        for fault in faults
+        for door in LIMITED_DOORS
+        if fault.hit and (silence := _silence(gaps[door], fault)) > LIMITS_S.get(fault.name, math.inf)
+    ]
+    deaths = [fault.at for fault in faults if fault.hit and fault.name.endswith("killed")]
+    unexplained = [
+        answer
+        for answer in answers
+        if (answer.client, answer.outcome) == ("plain", Outcome.LOST)
+        and not any(answer.began - AFTER_S < at < answer.began + answer.took_s for at in deaths)
+    ]
+    return found + [
+        f"- lost by a plain client while nothing was killed: {one.to_json()}" for one in unexplained[:SHOWN]
+    ]
 
 
 def holdings_table(before: Mapping[str, list[Holding]], after: Mapping[str, list[Holding]]) -> list[str]:

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 
 from remote_vae import errors
 from remote_vae.errors import DeadlineExceeded, Unavailable
-from remote_vae_serve.middleware.json_errors import BROKE_OFF, RETRY_S, JSONErrors
+from remote_vae_serve.middleware.json_errors import BROKE_OFF, BROKE_OFF_RETRY_S, RETRY_S, JSONErrors
 from remote_vae_serve.middleware.settings import Settings
 from remote_vae_serve.middleware.size_limit import SizeLimit
 from remote_vae_serve.middleware.tokens import Tokens
@@ -48,7 +48,7 @@ def haproxy_lines() -> list[str]:
     account (502, 503 and 504) is the contract's JSON."""
     lines = ["option forwardfor", "unique-id-format %[uuid]"]
     for status, error in (
-        (502, Unavailable(BROKE_OFF, retry_after=RETRY_S)),
+        (502, Unavailable(BROKE_OFF, retry_after=BROKE_OFF_RETRY_S)),
         (503, Unavailable("The service cannot answer at the moment; try again", retry_after=RETRY_S)),
         (504, DeadlineExceeded("No result within the time-out of the proxy")),
     ):

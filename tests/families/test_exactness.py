@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -22,7 +23,10 @@ from families.through_engine import (
     hints_of,
     serving,
 )
+from remote_vae.protocol.decode_request import DecodeRequest
+from remote_vae.protocol.encode_request import EncodeRequest
 from remote_vae.protocol.output import Output
+from remote_vae.protocol.request import announced_from_plain, announced_to_plain
 from remote_vae_serve.families.layouts import ONE_IMAGE, RequestHints
 from remote_vae_serve.families.table import FAMILIES, GENERIC, latent_space_of
 
@@ -44,6 +48,28 @@ def test_decoded_pixels_are_those_of_its_own_pipeline(served: Served) -> None:
 @pytest.mark.parametrize("served", parameters(tuple(case for case in CASES if case.encode)), indirect=True)
 def test_encoded_latents_are_those_of_its_own_pipeline(served: Served) -> None:
     assert encode_difference(served) <= TOLERANCE
+
+
+def test_latents_that_are_only_announced_are_planned_as_they_will_be_decoded(served: Served) -> None:
+    request = served.request(served.latents())
+    processor = served.engine.processor
+    unpacked = processor.unpack_latents(request)
+    assert processor.announced_latents(_announced(request)) == (tuple(unpacked.latents.shape), unpacked.hints)
+
+
+@pytest.mark.parametrize("served", parameters(tuple(case for case in CASES if case.encode)), indirect=True)
+def test_pixels_that_are_only_announced_are_planned_as_they_will_be_encoded(served: Served) -> None:
+    assert served.case.encode is not None
+    pixels, processor = served.case.encode.pixels(), served.engine.processor
+    channels_last = (pixels[0].transpose(0, 1) if pixels.ndim == 5 else pixels).permute(0, 2, 3, 1)
+    for sent in (pixels, (channels_last * 127 + 128).to(torch.uint8)):
+        request = served.encode_request(sent)
+        assert processor.announced_pixels(_announced(request)) == processor.preprocess_image(request).pixels.shape
+
+
+def _announced(request: DecodeRequest | EncodeRequest) -> Any:
+    """The same of which no byte has come."""
+    return announced_from_plain(request.verb, announced_to_plain(request))
 
 
 def test_a_batch_of_three_is_what_each_of_them_is_alone(served: Served) -> None:

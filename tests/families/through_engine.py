@@ -137,12 +137,16 @@ class Served:
 
     def encode(self) -> torch.Tensor:
         """The latents of the case's pixels."""
+        return to_torch(self._wait(self.pipeline.encode(self.encode_request())).tensor)
+
+    def encode_request(self, pixels: torch.Tensor | None = None) -> EncodeRequest:
+        """To encode those, or the pixels of the case."""
         encode = self.case.encode
         assert encode is not None
         scaling = Scaling() if self.case.name in NOT_NORMALISED else Scaling(own=True)
         hints = CHANNELS_LAST if self.case.name in ENCODED_CHANNELS_LAST else hints_of(self.case)
-        request = EncodeRequest(from_array(encode.pixels()), scaling, SampleMode(encode.mode), encode.seed, hints)
-        return to_torch(self._wait(self.pipeline.encode(request)).tensor)
+        raw = from_array(encode.pixels() if pixels is None else pixels)
+        return EncodeRequest(raw, scaling, SampleMode(encode.mode), encode.seed, hints)
 
     def together(self, latents: torch.Tensor) -> list[torch.Tensor]:
         """What each sample gets as a request of its own; the device is held until all of them wait for it."""

@@ -86,6 +86,27 @@ def test_a_silence_is_the_longest_time_without_a_right_answer_after_a_fault() ->
     assert report.what_went_wrong(answers) == ["- 1 x plain, ingress, lost: `why`"]
 
 
+def test_a_silence_over_its_limit_and_a_loss_without_a_death_are_said() -> None:
+    answers = [answered(at) for at in (0.0, 10.0, 12.5, *map(float, range(13, 40)))]
+    lost = [answered(10.5, Outcome.LOST), answered(30.0, Outcome.LOST)]
+    killed, missed = Fault("ingress killed", 10.2, True), Fault("ingress killed", 13.5, False)
+    (silence, loss) = report.beyond(answers + lost, [killed, missed])
+    assert silence.startswith("- 2.5 s of silence, ingress, after ingress killed; at most 2 s")
+    assert '"began": 29.9' in loss
+    assert report.beyond(answers, [Fault("update", 10.2, True)]) == []
+
+
+def test_haproxy_is_listed_and_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "SETTLED_S", 0.0)
+    command = [sys.executable, "-c", "input()", "haproxy -f x"]
+    watch = Watch()
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        watch.look([process.pid])
+        assert list(processes.holdings([process.pid])) == [processes.HAPROXY]
+        process.communicate(b"\n")
+    assert watch.growths() == []
+
+
 LEAKS = """
 import sys
 print("up", flush=True)

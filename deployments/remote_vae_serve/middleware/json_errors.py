@@ -21,6 +21,8 @@ from remote_vae_serve.middleware.refusal import answer, can_refuse, path_of, req
 logger = logging.getLogger("ray.serve")
 
 RETRY_S = 2.0
+BROKE_OFF_RETRY_S = 1.0
+"""There mostly is another that answers."""
 BROKE_OFF = "The service broke off in the middle of the request; try again"
 
 
@@ -68,7 +70,7 @@ class JSONErrors:
             await answer(_translate(500, b"", path_of(scope)), scope, send)
             return
         if not started:  # what Serve does when the process that should have answered is gone
-            await answer(Unavailable(BROKE_OFF, retry_after=RETRY_S), scope, send)
+            await answer(Unavailable(BROKE_OFF, retry_after=BROKE_OFF_RETRY_S), scope, send)
 
 
 def _readable(scope: Scope) -> Scope:

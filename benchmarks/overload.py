@@ -1,6 +1,6 @@
 """Overload: requests at five times the capacity, and one client beside another with 200 requests at once; as a table.
 
-    python -m benchmarks.overload [--seconds 120] [--decode-s 0.1] [--haproxy] [--direct] [--out benchmarks/results/overload.md]
+    python -m benchmarks.overload [--seconds 120] [--decode-s 0.1] [--replicas 1] [--haproxy] [--direct] [--out benchmarks/results/overload.md]
 
 A fake engine of a fixed time and no batches, so that capacity is known; everything else is as shipped, under the launcher.
 `X-Forwarded-For`, which is believed on loopback, makes clients of threads.
@@ -184,15 +184,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=120.0)
     parser.add_argument("--decode-s", type=float, default=0.1, help="what one decode takes: capacity is its inverse")
+    parser.add_argument(
+        "--replicas", type=int, default=1, help="of several, one hands back what another could begin sooner"
+    )
     parser.add_argument("--haproxy", action="store_true")
     parser.add_argument("--direct", action="store_true", help="the model's own path instead of the ingress")
     parser.add_argument("--out", type=Path, help="also append the table there")
     args = parser.parse_args()
 
     model = fake_model(MODEL, args.direct, {"decode_s": args.decode_s}, batching="off")
+    model |= {"deployments": [{"name": "VAE", "num_replicas": args.replicas}]}
     with serve([model], args.haproxy) as server:
-        rows = measure(server, f"{server.url}/{MODEL}", args.seconds, 1 / args.decode_s)
-    text = "\n".join([f"| {door(args.direct, args.haproxy)} | |", "|---|---|", *rows]) + "\n"
+        rows = measure(server, f"{server.url}/{MODEL}", args.seconds, args.replicas / args.decode_s)
+    title = f"{door(args.direct, args.haproxy)}{f', {args.replicas} replicas' if args.replicas > 1 else ''}"
+    text = "\n".join([f"| {title} | |", "|---|---|", *rows]) + "\n"
     print(text)
     if args.out:
         with args.out.open("a") as file:

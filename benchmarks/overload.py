@@ -1,6 +1,6 @@
 """Overload: requests at five times the capacity, and one client beside another with 200 requests at once; as a table.
 
-    python -m benchmarks.overload [--seconds 120] [--decode-s 0.1] [--replicas 1] [--haproxy] [--direct] [--out benchmarks/results/overload.md]
+    python -m benchmarks.overload [--seconds 120] [--decode-s 0.1] [--replicas 1] [--haproxy] [--direct] [--out overload.md]
 
 A fake engine of a fixed time and no batches, so that capacity is known; everything else is as shipped, under the launcher.
 `X-Forwarded-For`, which is believed on loopback, makes clients of threads.

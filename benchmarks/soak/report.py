@@ -64,7 +64,7 @@ def _silence(gaps: Iterable[tuple[float, float]], fault: Fault) -> float:
 
 
 def beyond(answers: Sequence[Answer], faults: Sequence[Fault]) -> list[str]:
-    """What is worse than it may be, in words: silences that are too long, and what a plain client lost while nothing was killed."""
+    """What is worse than it may be: silences that are too long, and what a plain client lost while nothing was killed."""
     gaps = {door: _gaps(answer for answer in answers if answer.door == door) for door in LIMITED_DOORS}
     found = [
         f"- {silence:.1f} s of silence, {door}, after {fault.name}; at most {LIMITS_S[fault.name]:g} s"

@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -27,6 +27,8 @@ MODEL = "held"
 CLIENTS, SIZE, REFUSED = 100, 100 * 2**20, 9
 HELD_S, BACK_S = 20.0, 5.0
 QUERY = "shape=1&shape=4&shape=8&shape=8&dtype=float32"
+HELD_QUERY = "shape=1&shape=4&shape=2560&shape=2560&dtype=float32"
+"""Of `SIZE` bytes: what a query tells to be wrong is refused before a byte of it is read."""
 PIECE = bytes(2**20)
 
 
@@ -59,7 +61,7 @@ def now(server: LocalServer) -> Mapping[str, float]:
 def hold(server: LocalServer, answers: list[bytes]) -> None:
     """One client: all but the last byte, and patience."""
     parts = urlsplit(server.url)
-    head = f"POST /{MODEL}?{QUERY} HTTP/1.1\r\nHost: x\r\nContent-Length: {SIZE}\r\n\r\n".encode()
+    head = f"POST /{MODEL}?{HELD_QUERY} HTTP/1.1\r\nHost: x\r\nContent-Length: {SIZE}\r\n\r\n".encode()
     connection = socket.create_connection((str(parts.hostname), int(parts.port or 0)), timeout=HELD_S)
     with connection, suppress(OSError):
         connection.sendall(head)
@@ -69,6 +71,11 @@ def hold(server: LocalServer, answers: list[bytes]) -> None:
         answers.append(connection.recv(12))
         return
     answers.append(b"cut")
+
+
+def pieces() -> Iterator[bytes]:
+    """A body that does not say how long it is: it is read, and then refused."""
+    yield from (PIECE for _ in range(SIZE // len(PIECE)))
 
 
 def main() -> None:
@@ -93,7 +100,7 @@ def main() -> None:
         held = memory.stop()
         time.sleep(BACK_S)
         back = now(server)
-        codes = [requests.post(url, data=bytes(SIZE), timeout=120).status_code for _ in range(REFUSED)]
+        codes = [requests.post(url, data=pieces(), timeout=120).status_code for _ in range(REFUSED)]
         time.sleep(BACK_S)
         after = now(server)
     kinds = sorted(set(before) - {"Ray"})

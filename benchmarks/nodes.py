@@ -5,6 +5,8 @@
 A Ray of several nodes on this machine, each with its own raylet and one GPU that is not there. The model has two replicas, each
 on a node of its own, and there is one node to spare; the two ingresses are where Serve puts them, and the proxy is the head's.
 The model is asked at the ingress and at a path of its own.
+
+Exit code 1 where our client lost anything, or a plain one while a node was drained.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from ray.cluster_utils import Cluster
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 from benchmarks.soak.clients import DEADLINE_S, TRY_S, Clients, ours, plain
 from benchmarks.soak.faults import Fault
-from benchmarks.soak.outcomes import Answer
+from benchmarks.soak.outcomes import Answer, Outcome
 from benchmarks.soak.report import outcomes_table, silences_table, what_went_wrong
 from benchmarks.soak.works import DIRECT, FAKE, Work, works
 from local_server import descendants, free_port
@@ -143,7 +145,8 @@ def ready() -> bool:
     return sum(replica["state"] == "RUNNING" for replica in _replicas()) == REPLICAS
 
 
-def measure(nodes: Nodes, url: str, name: str, times: int, todo: list[Work]) -> list[str]:
+def measure(nodes: Nodes, url: str, name: str, times: int, todo: list[Work]) -> tuple[list[str], bool]:
+    """The table of one fault, and whether nobody lost what nobody may lose."""
     fault = {"lost": nodes.lose, "silent": nodes.silence, "drained": nodes.drain}[name]
     vaes = {door: RemoteVAE(f"{url}/{door}", deadline=DEADLINE_S, timeout=(5.0, TRY_S)) for door in (FAKE, DIRECT)}
     answers: list[Answer] = []
@@ -165,10 +168,19 @@ def measure(nodes: Nodes, url: str, name: str, times: int, todo: list[Work]) -> 
     time.sleep(SETTLED_S)
     hung = sum(group.stop() for group in clients)
     lines = [*outcomes_table(answers), "", *silences_table(answers, happened), "", *what_went_wrong(answers)]
-    return [f"## {name}, {times} times", "", *lines, *([f"- {hung} clients never came to an end"] if hung else []), ""]
+    is_lost = hung > 0 or any(
+        answer.outcome is not Outcome.RIGHT and (answer.client == "ours" or name == "drained") for answer in answers
+    )
+    return [
+        f"## {name}, {times} times",
+        "",
+        *lines,
+        *([f"- {hung} clients never came to an end"] if hung else []),
+        "",
+    ], not is_lost
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=5)
     parser.add_argument("--faults", default="lost,silent,drained")
@@ -186,18 +198,21 @@ def main() -> None:
         config = VAEConfig(source="nowhere", fake={"decode_s": 0.05}, device="cpu", num_gpus=1, num_cpus=0)
         application = vae(config)._bound_deployment.options(num_replicas=REPLICAS).bind(config)
         serve.run(application, name=FAKE, route_prefix=f"/{DIRECT}")
-        lines = [line for name in args.faults.split(",") for line in measure(
-            nodes, f"http://127.0.0.1:{port}", name, args.times, todo)]  # fmt: skip
+        measured = [
+            measure(nodes, f"http://127.0.0.1:{port}", name, args.times, todo) for name in args.faults.split(",")
+        ]
     except BaseException:
         traceback.print_exc()  # a Ray of which the driver lost its node ends the process in what follows
         raise
     finally:
         nodes.close()
+    lines = [line for table, _ in measured for line in table]
     text = "\n".join([f"# Nodes, {'HAProxy' if args.haproxy else 'Python proxy'}", "", *lines]) + "\n"
     print(text)
     if args.out:
         args.out.write_text(text)
+    return int(not all(is_right for _, is_right in measured))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

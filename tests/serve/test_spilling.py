@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 import tempfile
 import threading
@@ -53,20 +54,23 @@ def server() -> Iterator[LocalServer]:
 def test_what_is_spilled_stays_in_memory_for_its_owner_alone(server: LocalServer) -> None:
     """Results of 48 MiB for twelve clients at once, through a store of 120 MB."""
     began = time.time() - 1
-    seen: dict[Path, int] = {}
     over = threading.Event()
-
-    def watch() -> None:
-        while not over.is_set():
-            for path in spilled(spill_directory.MEMORY):
-                seen[path] = path.parent.stat().st_mode
-            time.sleep(0.01)
-
     answers: list[requests.Response] = []
 
     def decode() -> None:
         body = latents(1, 4, 8, 8).numpy().tobytes()
         answers.append(requests.post(f"{server.url}/large", params=QUERY, data=body, timeout=WAIT_S))
+
+    decode()
+    piece = answers[0].content[-4096:-4000]
+    assert len(set(piece)) > 8, "it would be found in anything"
+    of_pixels: set[Path] = set()
+    on_disk: set[Path] = set()
+
+    def watch() -> None:
+        while not over.is_set():
+            of_pixels.update(path for path in spilled(spill_directory.MEMORY) if holds(path, piece))
+            on_disk.update(path for path in written_since(began) if holds(path, piece))
 
     watching = threading.Thread(target=watch)
     clients = [threading.Thread(target=decode) for _ in range(CLIENTS)]
@@ -80,9 +84,10 @@ def test_what_is_spilled_stays_in_memory_for_its_owner_alone(server: LocalServer
     assert right, [answer.text[:200] for answer in answers]
     assert len(set(right)) == 1
     assert len(right[0]) == EDGE * EDGE * 3
-    assert seen, "nothing was spilled: the store is too large for this test"
-    piece = right[0][-4096:-4000]
-    assert not [path for path in written_since(began) if holds(path, piece)]
+    assert of_pixels, "no pixels were spilled: the store is too large for this test"
+    assert not on_disk
+    folders = {next(parent for parent in path.parents if parent.parent == spill_directory.MEMORY) for path in of_pixels}
+    assert [stat.S_IMODE(folder.stat().st_mode) for folder in folders] == [0o700]
     give_up = time.monotonic() + WAIT_S  # and it goes when nobody needs it, whatever else was spilled with it
     while any(holds(path, piece) for path in spilled(spill_directory.MEMORY)):
         assert time.monotonic() < give_up

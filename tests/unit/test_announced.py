@@ -20,6 +20,7 @@ from remote_vae.protocol.encode_request import EncodeRequest
 from remote_vae.protocol.request import LARGE, announced_from_plain, announced_to_plain, read_announced
 from remote_vae.protocol.tensors import MAX_SIZE, RawTensor, announced
 from remote_vae_serve.admission import Admission
+from remote_vae_serve.config import VAEConfig
 from remote_vae_serve.http.app import create_model_app
 from remote_vae_serve.ingress.ingress import Ingress
 from remote_vae_serve.replica.replica import SingleModel
@@ -102,6 +103,13 @@ def test_who_would_not_wait_for_its_turn_is_told_so_before_the_body_is_read(
     if status == 503:
         assert_refused(answer, 503, "The queue of model is 12 s long, and the client waits 5 s")
         assert answer.headers["retry-after"] in ("7", "8")
+
+
+def test_who_has_its_share_is_refused_before_its_body_is_read(sick: Replica, url: str) -> None:
+    sick.vae._config = VAEConfig(source="x", max_requests=2)
+    with sick.vae.place("127.0.0.1"):
+        assert_refused(exchange(url, head(), timeout_s=WAIT_S), 503, "queue of model is full")
+        assert_refused(exchange(url, head(length=100), timeout_s=WAIT_S), 503, "queue of model is full")
 
 
 def test_what_is_let_in_is_answered_as_ever(url: str) -> None:

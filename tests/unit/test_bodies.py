@@ -39,7 +39,8 @@ def wrong(request: bytes) -> bytes:
 
 def announced(there: House, size: int, client: str) -> bytes:
     """The head of a request of that client, without its body."""
-    request = post(path=there.path, content_length=str(size), x_forwarded_for=client)
+    z = torch.zeros(1, 4, 4, size // 64)  # as many bytes as it says: what is not right is not read at all
+    request = post(z, path=there.path, x_forwarded_for=client)
     return request.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
 
 

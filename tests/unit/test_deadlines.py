@@ -181,6 +181,17 @@ def test_the_model_is_told_what_the_server_left_over() -> None:
         assert most - 2 < seconds <= most
 
 
+def test_what_is_decoded_too_late_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A deadline is looked at before each stage: of a JPEG that nobody takes not even the writing is done."""
+    written: list[Any] = []
+    monkeypatch.setattr("remote_vae_serve.replica.pipeline.codecs.write", lambda *given: written.append(given))
+    pipeline = pipeline_of(fake_engine(decode_s=0.3))
+    with pytest.raises(DeadlineExceeded, match="took longer"):
+        asyncio.run(pipeline.answer(DecodeRequest(from_array(Z), deadline_s=0.1)))
+    pipeline.close()
+    assert written == []
+
+
 def test_a_client_cannot_lengthen_the_servers_own_deadline() -> None:
     late = pytest.raises(DeadlineExceeded, match=r"server's deadline of 0\.3 s")
     with one_at_work(deadline_s=0.3) as (url, _), late:

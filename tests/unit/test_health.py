@@ -208,6 +208,31 @@ def test_a_probe_for_which_there_is_no_room_says_nothing(engine: Sick, sick: Rep
     sick.check()
 
 
+def test_a_replica_that_is_to_be_replaced_says_so_where_it_is_asked_itself(sick: Replica) -> None:
+    assert sick.vae.description().state == "ready"
+    kill(sick.pipeline._worker._thread)
+    sick.pipeline._worker.submit(job())
+    sick.pipeline._worker._thread.join(WAIT_S)
+    described = sick.vae.description()
+    assert (described.state, described.reason) == ("failed", "it is being replaced: the device's thread has ended")
+
+
+def test_a_replica_that_cannot_even_begin_to_load_says_why(
+    make: Callable[[Engine], Replica], engine: Sick, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Out of its constructor Serve would start it again for ever."""
+
+    def no_threads(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("remote_vae_serve.replica.pipeline.DeviceWorker", no_threads)
+        one = make(engine)
+    answer = one.post(latents(1, 4, 8, 8)).json()
+    assert (answer["code"], "can't start new thread" in answer["error"]) == ("model_failed", True)
+    assert one.vae.description().state == "failed"
+
+
 def test_a_failed_model_is_well(make: Callable[[Engine], Replica], engine: Sick) -> None:
     def load() -> None:
         raise ModelFailed("no weights")

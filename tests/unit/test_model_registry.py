@@ -82,6 +82,18 @@ def test_a_mistake_in_a_deploy_leaves_the_model_that_runs_as_it_is(serve: Serve)
     assert not serve.registry.get("sd").describe().reason
 
 
+def test_a_new_ingress_learns_by_an_answer_that_replicas_of_before_are_there(serve: Serve) -> None:
+    """Serve says nothing of them once a deploy has failed, and to ask would start one."""
+    serve.refuses("unknown argument 'sorce'")
+    assert (serve.state(), serve.asked) == ("failed", 0)
+    serve.registry.mended("sd")
+    assert (serve.state(), serve.asked) == ("ready", 1)
+    assert "the one before goes on: unknown argument 'sorce'" in str(serve.registry.get("sd").describe().reason)
+    serve.says = None
+    assert (serve.state(after_s=ASK_AGAIN_S), serve.asked) == ("failed", 2)
+    assert (serve.state(after_s=ASK_AGAIN_S), serve.asked) == ("failed", 2)
+
+
 def test_when_its_replicas_do_not_answer_any_more_the_mistake_is_what_is_wrong(serve: Serve) -> None:
     serve.deploys("RUNNING")
     serve.state()

@@ -185,10 +185,12 @@ class ModelRegistry:
             return False
 
     def mended(self, name: str) -> None:
-        """A model that was known as failed has answered: ask its replica anew at the next refresh."""
+        """A model that was known as failed has answered: ask its replica anew at the next refresh. Where Serve only says that a
+        deploy failed, that is how it is known that replicas of the one before answer."""
         model = self._models.get(name)
         if model is not None and model.state == "failed":
-            self._models = {**self._models, name: replace(model, asked_at=-ASK_AGAIN_S)}
+            running = model.running or frozenset({"one that answered"})
+            self._models = {**self._models, name: replace(model, asked_at=-ASK_AGAIN_S, running=running)}
 
     def _keep_fresh(self) -> None:
         while True:

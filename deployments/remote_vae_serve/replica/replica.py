@@ -15,6 +15,7 @@ import ray
 from ray import serve
 from starlette.types import ASGIApp
 
+from remote_vae import errors
 from remote_vae.errors import ModelFailed, RemoteVAEError
 from remote_vae.protocol.decode_request import DecodeRequest
 from remote_vae.protocol.encode_request import EncodeRequest
@@ -83,13 +84,22 @@ class VAE:
         Raises:
             RemoteVAEError: what went wrong; Overloaded where the client has its share of the queue, and nothing was handed back.
         """
-        return await self._answer(DecodeRequest.from_plain(plain), handed_back_of(handed_back))
+        return await self._answer(DecodeRequest.from_plain, plain, handed_back)
 
     async def encode(self, plain: tuple[Any, ...], handed_back: HandedBack | None = None) -> tuple[Any, ...]:
         """Encode one request: `EncodeRequest.to_plain()` in, `Result.to_plain()` out; else as `decode`."""
-        return await self._answer(EncodeRequest.from_plain(plain), handed_back_of(handed_back))
+        return await self._answer(EncodeRequest.from_plain, plain, handed_back)
 
-    async def _answer(self, request: Request, handed_back: HandedBack | None) -> tuple[Any, ...]:
+    async def _answer(
+        self, read: Callable[[tuple[Any, ...]], Request], plain: tuple[Any, ...], handed_back: HandedBack | None
+    ) -> tuple[Any, ...]:
+        try:
+            return await self._answer_in_turn(read(plain), handed_back_of(handed_back))
+        except BaseException as error:
+            errors.let_go_of_frames(error)  # they hold the latents
+            raise
+
+    async def _answer_in_turn(self, request: Request, handed_back: HandedBack | None) -> tuple[Any, ...]:
         pipeline = await self._ready()
         if not handed_back:
             self._admission.check(request.client, self._config.max_requests)
@@ -131,11 +141,13 @@ class VAE:
 
     def description(self) -> ModelDescription:
         """The model as this replica sees it now."""
+        fault = self._fault()
+        reason = self._failure.message if self._failure else fault and f"it is being replaced: {fault}"
         description = replace(
             describe_arguments(self._config),
             name=self._model,
-            state="failed" if self._failure else "ready",
-            reason=self._failure.message if self._failure else None,
+            state="failed" if reason else "ready",
+            reason=reason,
         )
         return description if self._engine is None else self._described(self._engine).or_else(description)
 
@@ -188,24 +200,27 @@ class VAE:
 
         One whose model could not be loaded is well: the next would fail as it did, and nobody would hear why.
         """
-        fault = None if self._pipeline is None else self._pipeline.fault()
-        if fault is not None:
+        if (fault := self._fault()) is not None:
             raise RuntimeError(f"{self._model} is to be replaced: {fault}")
+
+    def _fault(self) -> str | None:
+        return None if self._pipeline is None else self._pipeline.fault()
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Serve asks for this method where a deployment has a `user_config`; ours is a notice for the ingress to read."""
 
     def _load(self) -> None:
         began, started = time.time(), time.monotonic()
-        from remote_vae_serve.replica.health import Probe
-        from remote_vae_serve.replica.pipeline import Pipeline
-
         try:
+            from remote_vae_serve.replica.health import Probe
+            from remote_vae_serve.replica.pipeline import Pipeline
+
             engine = build_engine(self._config, self._events.count)
             imported = time.monotonic()
             engine.load()
             loaded = time.monotonic()
             probe = Probe(engine)
+            pipeline = Pipeline(engine, self._model, probe.fault)
         except Exception as error:  # out of the constructor it would have Serve start the replica again for ever
             known = error if isinstance(error, RemoteVAEError) else None
             reason = known.message if known else f"it could not be loaded: {type(error).__name__}: {error}"[:600]
@@ -213,7 +228,7 @@ class VAE:
             self._next_try = time.monotonic() + self._config.retry_s
             logger.error("%s cannot serve: %s", self._model, reason, exc_info=None if known else error)
             return
-        self._failure, self._engine, self._pipeline = None, engine, Pipeline(engine, self._model, probe.fault)
+        self._failure, self._engine, self._pipeline = None, engine, pipeline
         self._startup = {
             "began": began,
             "imports_s": round(imported - started, 3),

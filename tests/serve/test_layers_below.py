@@ -23,7 +23,7 @@ import pytest
 import troubled_apps
 from haproxy_binary import why_no_haproxy
 from limits import WAIT_S
-from local_server import LocalServer, free_port
+from local_server import LocalServer, free_port, living
 from raw_http import Answer, connect, exchange, speak
 from remote_vae import errors
 from remote_vae.errors import RemoteVAEError
@@ -123,8 +123,21 @@ def mode(request: pytest.FixtureRequest) -> Iterator[Mode]:
     server.start(tick=running.knock)
     try:
         yield running
+        if not running.is_plain:
+            _assert_that_it_leaves_nothing(server)
     finally:
         server.stop()
+
+
+def _assert_that_it_leaves_nothing(server: LocalServer) -> None:
+    """SIGTERM to all of its group, as a supervisor sends it: a HAProxy that is told so too is not to be started again."""
+    started = server.processes()
+    os.killpg(server.launched.pid, signal.SIGTERM)
+    server.launched.wait(WAIT_S)
+    give_up = time.monotonic() + WAIT_S
+    while living(started):
+        assert time.monotonic() < give_up
+        time.sleep(0.2)
 
 
 def assert_text(answer: Answer, status: int, words: str, kind: type[RemoteVAEError]) -> None:

@@ -1,5 +1,5 @@
-"""The short forms of `make soak` and `make soak-nodes`: while parts of a running server are killed, nothing is lost, wrong or left
-behind. Their exit codes say what their reports do."""
+"""The short forms of `make soak` and `make soak-nodes`: while parts of a running server are killed, nothing is lost, wrong or
+left behind. Their exit codes say what their reports do."""
 
 from __future__ import annotations
 

@@ -217,7 +217,7 @@ def test_requests_have_different_ids(client: TestClient) -> None:
 
 
 async def raw_post(
-    path: str, receive: Callable[[], Any], headers: dict[str, str], app: Any
+    path: str, receive: Callable[[], Any], headers: dict[str, str], app: Any, query: bytes = b""
 ) -> tuple[int, dict[str, Any]]:
     """The app called as a server calls it: the test sees how much of the body is asked for."""
     sent: list[dict[str, Any]] = []
@@ -227,7 +227,7 @@ async def raw_post(
 
     scope = {
         "type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "root_path": "", "scheme": "http",
-        "query_string": b"", "http_version": "1.1", "server": ("127.0.0.1", 80), "client": ("127.0.0.1", 1),
+        "query_string": query, "http_version": "1.1", "server": ("127.0.0.1", 80), "client": ("127.0.0.1", 1),
         "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
     }  # fmt: skip
     await app(scope, receive, send)
@@ -328,6 +328,19 @@ def test_requests_go_side_by_side() -> None:
         return list(await asyncio.gather(one(), one(), one()))
 
     assert asyncio.run(run()) == [200, 200, 200]
+
+
+@pytest.mark.parametrize("path", ["/fake", "/nobody", "/fake/nothing"])
+def test_a_query_that_is_no_utf8_is_the_clients_fault(path: str, caplog: pytest.LogCaptureFixture) -> None:
+    """uvicorn lets it through where it parses by httptools, as Serve has it."""
+    app = create_app(InProcess(fake=pipeline_of(fake_engine(), "fake").answer), MAX_BODY, DEADLINE_S)
+
+    async def empty() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    status, fields = asyncio.run(raw_post(path, empty, {}, app, b"\xff\xfe=1"))
+    assert (status, fields["code"]) in ((400, "bad_request"), (404, "unknown_model"), (404, "unknown_route"))
+    assert not caplog.records
 
 
 def test_the_reserved_names_are_the_apps_own_paths() -> None:

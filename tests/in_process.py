@@ -16,7 +16,7 @@ from remote_vae_serve.config import FakeEngineConfig, VAEConfig
 from remote_vae_serve.engine.base import Engine
 from remote_vae_serve.engine.diffusers_engine import DiffusersEngine
 from remote_vae_serve.engine.fake import FakeEngine
-from remote_vae_serve.http.app import Answerer
+from remote_vae_serve.http.models import Answerer
 from remote_vae_serve.replica.pipeline import Pipeline
 
 Answer = Callable[[Request], Awaitable[Result]]

@@ -48,7 +48,7 @@ class Admission:
         """Raises Overloaded where a request would have its turn later than its client waits for it."""
         if deadline_s is not None and wait_s > deadline_s:
             raise Overloaded(
-                f"The queue of {self._name} is {wait_s:.0f} s long, and the client waits {deadline_s:.0f} s; try again",
+                f"The queue of {self._name} is {wait_s:.1f} s long, and the client waits {deadline_s:.1f} s; try again",
                 retry_after=min(LONGEST_S, max(UNKNOWN_S, wait_s - deadline_s)),
             )
 

@@ -14,6 +14,7 @@ from ray import serve
 from ray.serve import RunTarget
 
 from limits import WAIT_S, stretched
+from raw_http import exchange
 from remote_vae import RemoteVAE
 from remote_vae.errors import ModelFailed, UnknownModel
 from running_cluster import SERVED, Cluster
@@ -150,6 +151,15 @@ def test_a_bad_request_is_told_what_is_wrong_and_the_next_one_is_served(cluster:
     assert fields["error"]
     good = requests.post(f"{cluster.url}/sd", params=QUERY, data=BODY, timeout=WAIT_S)
     assert good.status_code == 200
+
+
+def test_a_large_body_that_does_not_fit_the_model_is_refused_before_it_comes(cluster: Cluster) -> None:
+    """The ingress asks a replica, which alone knows that its latents have 4 channels."""
+    head = "POST /sd?shape=1,7,300,300&dtype=float32 HTTP/1.1\r\nHost: x\r\nContent-Length: 2520000\r\n\r\n"
+    answer = exchange(cluster.url, head.encode())
+    assert answer.fields is not None, answer
+    assert (answer.status, answer.fields["parameter"]) == (400, "shape")
+    assert "expected [B, 4, h, w]" in answer.fields["error"]
 
 
 def test_a_replica_whose_weights_cannot_be_loaded_says_why(cluster: Cluster, later: dict[str, Path]) -> None:

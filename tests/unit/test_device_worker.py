@@ -192,6 +192,27 @@ def test_it_says_how_long_a_newcomer_would_wait_once_it_knows_its_latency(bench:
     assert bench.device.wait_s() == pytest.approx(6.0)
 
 
+def test_nobody_waits_for_those_who_have_left(bench: Bench) -> None:
+    """They are taken out of the queue when their turn comes, and cost nothing then."""
+    latency = LatencyEstimator()
+    latency.learn(1, 2.0)
+    cancelled = bench.job(1, latency=latency, group=None)
+    bench.job(2, latency=latency, group=None, give_up=time.perf_counter() - 1)
+    bench.job(3, latency=latency, group=None, give_up=time.perf_counter() + WAIT_S)
+    cancelled.done.cancel()
+    assert bench.device.wait_s() == pytest.approx(2.0)
+
+
+def test_what_it_will_wait_at_least_is_by_the_fastest_that_was_measured(bench: Bench) -> None:
+    """One slow decode, the first one, says little of those that come."""
+    latency = LatencyEstimator()
+    for seconds in (100.0, 1.0, 2.0):
+        latency.learn(10, seconds)
+    bench.job(*range(20), latency=latency, group=None)
+    assert bench.device.least_wait_s() == pytest.approx(2.0)
+    assert bench.device.wait_s() > 50
+
+
 def test_an_estimate_of_latency_follows_what_is_measured() -> None:
     latency = LatencyEstimator()
     assert latency.predict(10) == 0

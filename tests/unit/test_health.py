@@ -21,6 +21,7 @@ from remote_vae_serve.engine.base import Engine
 from remote_vae_serve.replica import device_worker
 from remote_vae_serve.replica.device_job import Job
 from remote_vae_serve.replica.device_worker import DeviceWorker
+from remote_vae_serve.replica.pipeline import Pipeline
 from samples import latents
 from sick import BAD_REQUEST, FULL, LOST, NAN, WAIT_S, Replica, Sick, engine, job, kill, make, sick
 
@@ -231,6 +232,31 @@ def test_a_replica_that_cannot_even_begin_to_load_says_why(
     answer = one.post(latents(1, 4, 8, 8)).json()
     assert (answer["code"], "can't start new thread" in answer["error"]) == ("model_failed", True)
     assert one.vae.description().state == "failed"
+
+
+def test_a_load_whose_client_gives_up_goes_on_for_the_others(
+    make: Callable[[Engine], Replica], engine: Sick, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the next one would load beside it, and one of two devices be forgotten."""
+    one = make(engine)
+    vae, pipeline, loads = one.vae, one.pipeline, 0
+
+    def load() -> None:
+        nonlocal loads
+        loads += 1
+        time.sleep(0.3)
+        vae._pipeline, vae._failure = pipeline, None
+
+    monkeypatch.setattr(vae, "_load", load)
+    vae._pipeline, vae._failure = None, ModelFailed("no weights yet")
+
+    async def ask() -> Pipeline:
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(vae._ready(), 0.1)
+        return (await asyncio.gather(vae._ready(), vae._ready()))[1]
+
+    assert asyncio.run(ask()) is pipeline
+    assert loads == 1
 
 
 def test_a_failed_model_is_well(make: Callable[[Engine], Replica], engine: Sick) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
+from remote_vae.errors import BadRequest
 from remote_vae.protocol import plain as read
 from remote_vae.protocol.decode_request import OUTPUT_TYPE, DecodeRequest
 from remote_vae.protocol.encode_request import EncodeRequest
 from remote_vae.protocol.messages import Message, Query, transfer_of
-from remote_vae.protocol.tensors import MAX_SIZE, announced
+from remote_vae.protocol.tensors import MAX_SIZE, RawTensor, announced
 from remote_vae.protocol.wire import SHAPE, check_protocol
 
 Request = DecodeRequest | EncodeRequest
@@ -30,17 +31,18 @@ def read_request(verb: Verb | None, query: Iterable[tuple[str, str]], headers: M
     return DecodeRequest.from_message(message)
 
 
-def read_announced(verb: Verb | None, query: Query, headers: Mapping[str, str]) -> Request | None:
+def read_announced(verb: Verb | None, query: Query, headers: Mapping[str, str], nbytes: int) -> Request | None:
     """The request whose body has not come yet; None where that is not large, or the query does not tell of it.
 
-    Its tensor has a dtype and a shape and no bytes. The arguments and the errors are those of `read_request`.
+    Its tensor has a dtype and a shape and no bytes.
+
+    Args:
+        verb, query, headers: as for `read_request`, which raises the same.
+        nbytes: what the body will have; 0 where that is not known.
     """
-    length = headers.get("content-length", "")
-    if not (length.isascii() and length.isdecimal() and int(length[:18]) > LARGE):
+    if nbytes <= LARGE or transfer_of(headers) != "binary" or not any(name == SHAPE.name for name, _ in query):
         return None
-    if transfer_of(headers) != "binary" or not any(name == SHAPE.name for name, _ in query):
-        return None
-    return read_request(verb, query, headers, announced(int(length[:18])))
+    return read_request(verb, query, headers, announced(nbytes))
 
 
 def announced_to_plain(request: Request) -> tuple[Any, ...]:
@@ -52,9 +54,14 @@ def announced_to_plain(request: Request) -> tuple[Any, ...]:
 def announced_from_plain(verb: Any, plain: tuple[Any, ...]) -> Request:
     """From what `announced_to_plain` gives. Raises BadRequest naming what is wrong, or ProtocolMismatch."""
     check_protocol(plain, "client")
+    if len(plain) < 2 or verb not in ("decode", "encode"):
+        raise BadRequest("An announcement is a verb, decode or encode, and the request's tuple", parameter="request")
     protocol, nbytes, *fields = plain
     data = announced(min(max(0, read.integer(nbytes, "data")), MAX_SIZE))
-    return (EncodeRequest if verb == "encode" else DecodeRequest).from_plain((protocol, data, *fields))
+    request = (EncodeRequest if verb == "encode" else DecodeRequest).from_plain((protocol, data, *fields))
+    if isinstance(request, EncodeRequest) and not isinstance(request.image, RawTensor):
+        raise BadRequest("Of the file of a picture nothing is known before it comes", parameter="image")
+    return request
 
 
 def _is_encode(message: Message) -> bool:

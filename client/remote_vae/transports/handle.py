@@ -94,10 +94,10 @@ class HandleTransport(Transport):
                 if not rounds.goes_on(plain):
                     return Result.from_plain(plain)
 
-    async def announce_async(self, request: Request, timeout_s: float) -> float:
+    async def announce_async(self, request: Request) -> float:
         """Seconds until a request whose bytes have not come yet would have its turn at a replica. Raises what that would refuse
         it with, as far as it can be told without them."""
-        return float(await _await(self._handle.announce.remote(request.verb, announced_to_plain(request)), timeout_s))
+        return float(await _await(self._handle.announce.remote(request.verb, announced_to_plain(request)), None))
 
     def send_ref(self, request: Request) -> Any:
         """As `send_one`, but the ObjectRef of the plain result: it can be handed on without a copy through this process."""

@@ -7,14 +7,14 @@ Knows no Ray and no torch. Whatever goes wrong is answered with the JSON of `rem
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import parse_qsl
 
 from starlette.applications import Starlette
@@ -32,12 +32,12 @@ from remote_vae.errors import (
     WrongMethod,
 )
 from remote_vae.protocol.messages import DEADLINE_HEADER, Transfer, deadline_of
-from remote_vae.protocol.model_description import ModelDescription
 from remote_vae.protocol.request import Request as VAERequest
 from remote_vae.protocol.request import Verb, read_announced, read_request
 from remote_vae.protocol.result import Result
 from remote_vae_serve.http.bodies import Bodies
 from remote_vae_serve.http.client_identity import LOOPBACK, ClientIdentity
+from remote_vae_serve.http.models import Answerer, Models
 from remote_vae_serve.http.openapi import document
 from remote_vae_serve.http.responses import reply
 
@@ -49,38 +49,9 @@ EVERY = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 RESERVED = frozenset({"health", "models", "openapi.json"})
 """Names that are paths of this app, so that no model can have them."""
 MAX_BODIES = 2**30
+ANNOUNCE_S = 10.0
+"""Longer than it takes to forecast the memory of the largest shape."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-
-
-@dataclass(frozen=True)
-class Answerer:
-    """One model, somewhere.
-
-    Attributes:
-        answer: decodes and encodes. Raises RemoteVAEError.
-        announce: told of a request whose large body has not been read yet. Raises RemoteVAEError where that is not worth it.
-    """
-
-    answer: Callable[[VAERequest], Awaitable[Result]]
-    announce: Callable[[VAERequest], Awaitable[None]]
-
-
-class Models(Protocol):
-    """The models that this app serves."""
-
-    def place(self, name: str, client: str) -> AbstractContextManager[Answerer]:
-        """The model of that name, and a place in its queue for a request of that client, for as long as the block lasts.
-
-        Raises UnknownModel, or Unavailable where it exists and cannot answer; Overloaded where there is no place."""
-
-    def describe(self, name: str) -> ModelDescription:
-        """What is known of it, without waking it. Raises UnknownModel."""
-
-    async def wake(self, name: str) -> ModelDescription:
-        """What a replica of it says, started where there is none. Raises what `place` does."""
-
-    def names(self) -> list[str]:
-        """All names, sorted."""
 
 
 def create_app(
@@ -229,8 +200,7 @@ class Endpoints:
 
         async def read_and_answer(model: Answerer) -> tuple[Transfer, Result]:
             query, headers = _query(request), _headers(request)
-            if (announced := read_announced(verb, query, headers)) is not None:
-                await model.announce(told(announced))
+            await _announce(model, read_announced(verb, query, headers, self._bodies.announced(request)), told)
             async with self._bodies.read(request, client) as body:
                 read = read_request(verb, query, headers, body)
                 return read.reply, await _unless_gone(request, model.answer(told(read)))
@@ -283,6 +253,16 @@ class Endpoints:
             return response
 
         return run
+
+
+async def _announce(model: Answerer, announced: VAERequest | None, told: Callable[[VAERequest], VAERequest]) -> None:
+    """Tell the model of a request whose body comes next. It is read as well where the model does not say anything for a while."""
+    if announced is None:
+        return
+    # A deadline that is only the server's own refuses nobody.
+    request = told(announced) if announced.deadline_s is not None else replace(told(announced), deadline_s=None)
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(model.announce(request), ANNOUNCE_S)
 
 
 async def _letting_go(endpoint: Endpoint, request: Request) -> Response:

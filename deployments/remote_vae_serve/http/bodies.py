@@ -48,7 +48,7 @@ class Bodies:
             DeadlineExceeded: it comes too slowly.
             ClientDisconnect: it does not come.
         """
-        announced = self._announced(request)
+        announced = self.announced(request)
         room = _Room(self, client, announced)
         try:
             yield await self._read(request, room)
@@ -77,7 +77,8 @@ class Bodies:
                 if not message.get("more_body", False):
                     return body
 
-    def _announced(self, request: Request) -> int:
+    def announced(self, request: Request) -> int:
+        """Bytes that the body will have, 0 where it does not say. Raises BodyTooLarge."""
         written = request.headers.get("content-length", "")
         if not written.isdecimal():
             return 0

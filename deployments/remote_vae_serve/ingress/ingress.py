@@ -17,14 +17,13 @@ from remote_vae.protocol.result import Result
 from remote_vae.transports.handle import HandleTransport
 from remote_vae_serve.admission import Admission
 from remote_vae_serve.config import IngressConfig
-from remote_vae_serve.http.app import Answerer, create_app
+from remote_vae_serve.http.app import create_app
+from remote_vae_serve.http.models import Answerer
 from remote_vae_serve.ingress.model_registry import Model, ModelRegistry
 from remote_vae_serve.proxy import behind_tokens
 
 WATCH_S = 1.0
 GIVING_WAY_S = 0.2
-ANNOUNCE_S = 2.0
-"""A replica that says nothing for so long is left to the request itself."""
 
 
 class Ingress:
@@ -69,17 +68,18 @@ class Ingress:
 
     async def _announce(self, transport: HandleTransport, name: str, admission: Admission, request: Request) -> None:
         """Ask a replica, where one runs, whether a request will be answered whose body has not come yet. Raises BadRequest,
-        ModelFailed or Overloaded; whatever else there is, the request itself will hear."""
-        replicas = len(self._registry.get(name).running)
-        if not replicas:
+        ModelFailed, or Overloaded where its turn would come too late; whatever else there is, the request itself will hear."""
+        model = self._registry.get(name)
+        if not model.running:
             return
         try:
-            wait_s = await transport.announce_async(request, ANNOUNCE_S)
-        except (BadRequest, ModelFailed, Overloaded):
+            wait_s = await transport.announce_async(request)
+        except (BadRequest, ModelFailed):
             raise
         except RemoteVAEError:
             return
-        if replicas == 1:  # of several another may be free, and is found by handing back
+        # Of several another may be free, and is found by handing back; after a mistake it is not known how many there are.
+        if len(model.running) == 1 and not model.mistake:
             admission.check_turn(wait_s, request.deadline_s)
 
     async def _answer(self, transport: HandleTransport, name: str, admission: Admission, request: Request) -> Result:

@@ -82,7 +82,7 @@ class LatentProcessor:
 
     def announced_latents(self, request: DecodeRequest) -> tuple[tuple[int, ...], RequestHints]:
         """The shape of what the decoder would take, and what is said of it, where the latents have not come yet. Raises
-        BadRequest for all that `unpack_latents` does, but what is in them."""
+        BadRequest as `unpack_latents` does, but not for what comes up when they are scaled."""
         dtype = getattr(torch, request.latents.dtype)
         unpacked, _, hints = self._unpack(request, torch.empty(request.latents.shape, dtype=dtype, device="meta"))
         return tuple(unpacked.shape), hints

@@ -19,6 +19,7 @@ import torch
 from remote_vae.errors import BadRequest, DeadlineExceeded, RemoteVAEError
 from remote_vae_serve.replica.device_job import Done, Job, without_tensors
 from remote_vae_serve.replica.health import being_replaced
+from remote_vae_serve.replica.latency import LatencyEstimator
 
 logger = logging.getLogger("ray.serve")
 
@@ -110,7 +111,7 @@ class DeviceWorker:
         self._fault: str | None = None
         self._waiting = FairQueue()
         self._taken: list[Job] = []  # those that run
-        self._running: tuple[float, float] | None = None  # since when, and for how long as far as can be told
+        self._running: float | None = None  # since when
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="device", daemon=True)
@@ -139,15 +140,23 @@ class DeviceWorker:
 
     def wait_s(self, client: str = "") -> float:
         """Seconds until a job that the client sent now would begin, as far as can be told; infinite where it never would."""
+        return self._wait_s(client, LatencyEstimator.predict)
+
+    def least_wait_s(self, client: str = "") -> float:
+        """The same, were all that comes before done as fast as anything like it ever was: it will hardly begin sooner."""
+        return self._wait_s(client, LatencyEstimator.least)
+
+    def _wait_s(self, client: str, take: Callable[[LatencyEstimator, int], float]) -> float:
         with self._changed:
             if self.fault is not None:
                 return math.inf
-            waiting = sum(job.latency.predict(job.batch.numel()) for job in self._waiting.before(client))
-            running = self._running
-        if running is None:
-            return waiting
-        began, predicted = running
-        return waiting + max(0.0, began + predicted - time.perf_counter())
+            before = [job for job in self._waiting.before(client) if _is_wanted(job)]
+            taken, running = list(self._taken), self._running
+        seconds = sum(take(job.latency, job.batch.numel()) for job in before)
+        if running is None or not taken:
+            return seconds
+        lasts = take(taken[0].latency, sum(job.batch.numel() for job in taken))
+        return seconds + max(0.0, running + lasts - time.perf_counter())
 
     def close(self) -> None:
         """Cancel what waits; what runs ends."""
@@ -236,7 +245,7 @@ class DeviceWorker:
             return
         began = time.perf_counter()
         first, values = jobs[0], sum(job.batch.numel() for job in jobs)
-        self._running = began, first.latency.predict(values)
+        self._running = began
         try:
             if len(jobs) == 1:
                 output, note = first.run(first.batch)
@@ -293,6 +302,14 @@ def _starts(job: Job) -> bool:
         error = raised
     job.done.set_exception(error)
     return False
+
+
+def _is_wanted(job: Job) -> bool:
+    """Whether somebody still waits for it; who has left is only taken out of the queue when its turn comes."""
+    try:
+        return not job.done.cancelled() and (job.give_up is None or time.perf_counter() <= job.give_up)
+    except Exception:  # nobody can tell; its turn will
+        return False
 
 
 def _fits(job: Job, first: Job, size: int, limit: int) -> bool:

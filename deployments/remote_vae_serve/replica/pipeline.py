@@ -29,6 +29,7 @@ from remote_vae_serve.engine.base import Computed, Engine
 from remote_vae_serve.engine.tiling import TilingPlan
 from remote_vae_serve.processing.latent_processor import Unpacked
 from remote_vae_serve.processing.preprocess import Prepared
+from remote_vae_serve.replica.announcements import Announcements
 from remote_vae_serve.replica.device_job import Job
 from remote_vae_serve.replica.device_worker import DeviceWorker
 from remote_vae_serve.replica.health import being_replaced
@@ -59,6 +60,7 @@ class Pipeline:
         self._model = model
         self._unpackers = ThreadPoolExecutor(UNPACKERS, thread_name_prefix="unpack")
         self._worker = DeviceWorker(engine.on_device, engine.on_idle, probe)
+        self._announcements = Announcements(engine)
         self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="write")
         self._decodes, self._encodes = LatencyEstimator(), LatencyEstimator()
         self._familiar: set[tuple[tuple[int, ...], int | None, int | None, Hints]] = set()
@@ -125,16 +127,12 @@ class Pipeline:
         return Result("tensor/binary", raw.data, raw.dtype, raw.shape, provenance)
 
     async def announce(self, request: Request) -> float:
-        """Seconds until a request whose bytes have not come yet would have its turn, as far as can be told. Raises BadRequest
-        where it would be refused for its shape, its hints or the memory that it takes."""
-        await _on(self._unpackers, self._plan_announced, request)
-        return self._worker.wait_s(request.client)
-
-    def _plan_announced(self, request: Request) -> None:
-        if isinstance(request, DecodeRequest):
-            self._engine.plan_decode(*self._processor.announced_latents(request))
-        else:
-            self._engine.plan_encode(self._processor.announced_pixels(request))
+        """Seconds at least until a request whose bytes have not come yet would have its turn. Raises BadRequest where it would be
+        refused for its shape, its hints or the memory that it takes."""
+        if self._worker.fault is not None:
+            raise being_replaced()
+        await self._announcements.check(request)
+        return self._worker.least_wait_s(request.client)
 
     def long_wait_s(self, request: Request) -> float | None:
         """Seconds that the request would wait here, where that is long by its own measure, so that it may be better off at
@@ -159,6 +157,7 @@ class Pipeline:
 
     def close(self) -> None:
         self._worker.close()
+        self._announcements.close()
         for pool in (self._unpackers, self._writers):
             pool.shutdown(wait=False, cancel_futures=True)
 

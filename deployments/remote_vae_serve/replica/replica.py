@@ -26,7 +26,8 @@ from remote_vae.protocol.result import Result
 from remote_vae.protocol.wire import PROTOCOL
 from remote_vae_serve.admission import Admission
 from remote_vae_serve.config import VAEConfig
-from remote_vae_serve.http.app import Answerer, create_model_app
+from remote_vae_serve.http.app import create_model_app
+from remote_vae_serve.http.models import Answerer
 from remote_vae_serve.proxy import behind_tokens
 from remote_vae_serve.replica.event_counters import EventCounters
 from remote_vae_serve.replica.handing_back import HandedBack, HandingBack, handed_back_of
@@ -62,7 +63,7 @@ class VAE:
         self._engine: Engine | None = None
         self._failure: ModelFailed | None = None
         self._next_try = 0.0
-        self._loading = asyncio.Lock()
+        self._loading: asyncio.Task[None] | None = None
         self._startup: dict[str, float] = {}
         self._events = EventCounters(self._model)
         logger.addFilter(WITHOUT_TRACEBACKS)
@@ -123,11 +124,13 @@ class VAE:
     async def announce(self, verb: str, plain: tuple[Any, ...]) -> float:
         """Seconds until a request whose bytes have not come yet would have its turn here: `announced_to_plain()` in. Raises what
         `decode` and `encode` would, as far as it can be told without them."""
-        return await (await self._ready()).announce(announced_from_plain(verb, plain))
+        return await self._announced_wait_s(announced_from_plain(verb, plain))
 
     async def _announced(self, request: Request) -> None:
-        wait_s = await (await self._ready()).announce(request)
-        self._admission.check_turn(wait_s, request.deadline_s)
+        self._admission.check_turn(await self._announced_wait_s(request), request.deadline_s)
+
+    async def _announced_wait_s(self, request: Request) -> float:
+        return await (await self._ready()).announce(request)
 
     async def describe(self, wake: bool = False) -> dict[str, Any]:
         """The model as this replica sees it: `ModelDescription.to_plain()`. `wake` has a failed one try again, if it is time."""
@@ -239,13 +242,21 @@ class VAE:
 
     async def _ready(self) -> Pipeline:
         if self._pipeline is None:
-            async with self._loading:
-                if self._failure is not None and time.monotonic() >= self._next_try:
-                    await asyncio.to_thread(self._load)
+            if self._loading is None and time.monotonic() >= self._next_try:
+                self._loading = asyncio.ensure_future(self._load_again())
+            if self._loading is not None:
+                # Who gives up meanwhile leaves it to the others: the thread would go on beside the next one's.
+                await asyncio.shield(self._loading)
             if self._failure is not None:
                 raise ModelFailed(self._failure.message, retry_after=self._config.retry_s)
         assert self._pipeline is not None
         return self._pipeline
+
+    async def _load_again(self) -> None:
+        try:
+            await asyncio.to_thread(self._load)
+        finally:
+            self._loading = None
 
 
 class SingleModel:

@@ -202,6 +202,8 @@ def test_what_haproxy_says_is_the_contracts_json_and_fits_its_configuration() ->
         assert json.loads(body)["request_id"] == "%[unique-id]"
         assert body.count("%") == 1
         assert type(errors.parse(status, {}, body.encode())) is kind
+        waits = {502: " hdr retry-after 1 ", 503: " hdr retry-after 2 "}  # of a death mostly another answers
+        assert waits.get(status, "") in head
         assert (" hdr retry-after " in head) == (kind is errors.Unavailable)
 
 

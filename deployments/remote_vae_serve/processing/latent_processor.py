@@ -6,6 +6,7 @@ encoder, `pack_latents` (host). Knows no model, only its latent space; no engine
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal, cast
 
@@ -69,8 +70,8 @@ class LatentProcessor:
             BadRequest: naming the parameter.
         """
         space, family = self.space, self.space.family
-        latents = view_as_torch(request.latents)  # nothing here, and no decoder, writes to its input
-        unpacked, layout, hints = self._unpack(request, latents)
+        # A view: nothing here, and no decoder, writes to its input.
+        latents, unpacked, layout, hints = self._unpack(request, view_as_torch)
         if request.scaling.own:
             scaled = family.scaling.denormalize(unpacked, space, hints)
         else:
@@ -83,14 +84,16 @@ class LatentProcessor:
     def announced_latents(self, request: DecodeRequest) -> tuple[tuple[int, ...], RequestHints]:
         """The shape of what the decoder would take, and what is said of it, where the latents have not come yet. Raises
         BadRequest as `unpack_latents` does, but not for what comes up when they are scaled."""
-        dtype = getattr(torch, request.latents.dtype)
-        unpacked, _, hints = self._unpack(request, torch.empty(request.latents.shape, dtype=dtype, device="meta"))
+        _, unpacked, _, hints = self._unpack(request, _without_values)
         return tuple(unpacked.shape), hints
 
-    def _unpack(self, request: DecodeRequest, latents: torch.Tensor) -> tuple[torch.Tensor, Layout, RequestHints]:
-        """The latents in the decoder's layout, not scaled yet."""
+    def _unpack(
+        self, request: DecodeRequest, read: Callable[[RawTensor], torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, Layout, RequestHints]:
+        """The latents as they were sent and in the decoder's layout, not scaled yet; that layout, and what is said of them."""
         space, family = self.space, self.space.family
         hints = self._hints_of(request)
+        latents = read(request.latents)
         layout = family.layout_of(latents, space, hints)
         wider = torch.promote_types(latents.dtype, self.dtype)
         unpacked = layout.unpack(latents, space, hints).to(self.dtype if family.cast_first else wider)
@@ -100,7 +103,7 @@ class LatentProcessor:
         batch = latents.shape[0] if layout.media == "video" else unpacked.shape[0]
         height, width = (size * space.ratio for size in unpacked.shape[-2:])
         check_output(request.output, batch, layout.media, height, width)
-        return unpacked, layout, hints
+        return latents, unpacked, layout, hints
 
     def postprocess_pixels(self, pixels: torch.Tensor, unpacked: Unpacked, output: Output) -> torch.Tensor:
         """What leaves the device of decoded pixels: see `postprocess.to_output`. PT are the decoder's own numbers.
@@ -168,3 +171,8 @@ class LatentProcessor:
                 parameter="scaling_factor",
             )
         return BadRequest("The latents contain NaN or infinity; nothing can be decoded from them", parameter="tensor")
+
+
+def _without_values(raw: RawTensor) -> torch.Tensor:
+    """A tensor of that dtype and shape on torch's meta device."""
+    return torch.empty(raw.shape, dtype=getattr(torch, raw.dtype), device="meta")

@@ -7,6 +7,7 @@ Pictures (files and uint8) are resized to the next smaller multiple of the ratio
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -46,7 +47,7 @@ def prepare(request: EncodeRequest, space: LatentSpace) -> Prepared:
     """
     image = request.image
     is_pixels = isinstance(image, RawTensor) and image.dtype != "uint8"
-    pixels = _as_taken(to_torch(cast(RawTensor, image)) if is_pixels else from_pictures(image, space), space)
+    pixels = _as_taken(space, lambda: to_torch(cast(RawTensor, image)) if is_pixels else from_pictures(image, space))
     if not is_finite(pixels):
         raise BadRequest("The pixels contain NaN or infinity; nothing can be encoded from them", parameter="tensor")
     if space.family.takes_time or pixels.ndim == 4:
@@ -64,15 +65,16 @@ def announced_shape(image: RawTensor, space: LatentSpace) -> tuple[int, ...]:
         count, channels = shape[0] if len(shape) == 4 else 1, space.pixel_channels
         as_frames = space.family.media == "video" and space.family.takes_time
         shape = (1, channels, count, height, width) if as_frames else (count, channels, height, width)
-    taken = _as_taken(torch.empty(shape, device="meta"), space)
+    taken = _as_taken(space, lambda: torch.empty(shape, device="meta"))
     return tuple(
         taken.shape if space.family.takes_time or taken.ndim == 4 else taken.transpose(1, 2).flatten(0, 1).shape
     )
 
 
-def _as_taken(pixels: torch.Tensor, space: LatentSpace) -> torch.Tensor:
-    """The pixels with all axes, `[B, C, (T,) H, W]`. Raises BadRequest where the encoder takes no such shape."""
-    shape, of_videos = list(pixels.shape), space.family.takes_time
+def _as_taken(space: LatentSpace, read: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """The pixels that were read with all axes, `[B, C, (T,) H, W]`. Raises BadRequest where the encoder takes no such shape."""
+    pixels, of_videos = read(), space.family.takes_time
+    shape = list(pixels.shape)
     if pixels.ndim == 3:
         pixels = pixels[None]
     if pixels.ndim == 4 and of_videos:

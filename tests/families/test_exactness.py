@@ -61,7 +61,7 @@ def test_latents_that_are_only_announced_are_planned_as_they_will_be_decoded(ser
 def test_pixels_that_are_only_announced_are_planned_as_they_will_be_encoded(served: Served) -> None:
     assert served.case.encode is not None
     pixels, processor = served.case.encode.pixels(), served.engine.processor
-    channels_last = (pixels[0].transpose(0, 1) if pixels.ndim == 5 else pixels).permute(0, 2, 3, 1)
+    channels_last = (pixels[0].transpose(0, 1) if pixels.ndim == 5 else pixels[:1]).permute(0, 2, 3, 1)
     for sent in (pixels, (channels_last * 127 + 128).to(torch.uint8)):
         request = served.encode_request(sent)
         assert processor.announced_pixels(_announced(request)) == processor.preprocess_image(request).pixels.shape

@@ -67,19 +67,24 @@ def test_what_is_spilled_stays_in_memory_for_its_owner_alone(server: LocalServer
     of_pixels: set[Path] = set()
     on_disk: set[Path] = set()
 
-    def watch() -> None:
+    def watch_memory() -> None:
         while not over.is_set():
             of_pixels.update(path for path in spilled(spill_directory.MEMORY) if holds(path, piece))
-            on_disk.update(path for path in written_since(began) if holds(path, piece))
 
-    watching = threading.Thread(target=watch)
+    def watch_disk() -> None:
+        while not over.is_set():
+            on_disk.update(path for path in written_since(began) if holds(path, piece))
+            time.sleep(0.5)
+
+    watching = [threading.Thread(target=watch) for watch in (watch_memory, watch_disk)]
     clients = [threading.Thread(target=decode) for _ in range(CLIENTS)]
-    for thread in (watching, *clients):
+    for thread in (*watching, *clients):
         thread.start()
     for thread in clients:
         thread.join()
     over.set()
-    watching.join()
+    for thread in watching:
+        thread.join()
     right = [answer.content for answer in answers if answer.status_code == 200]
     assert right, [answer.text[:200] for answer in answers]
     assert len(set(right)) == 1

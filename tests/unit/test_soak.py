@@ -98,9 +98,11 @@ def test_a_silence_over_its_limit_and_a_loss_without_a_death_are_said() -> None:
 
 def test_haproxy_is_listed_and_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "SETTLED_S", 0.0)
-    command = [sys.executable, "-c", "input()", "haproxy -f x"]
+    command = [sys.executable, "-c", "print('up', flush=True); input()", "haproxy -f x"]
     watch = Watch()
-    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()  # before that it may still be this program
         watch.look([process.pid])
         assert list(processes.holdings([process.pid])) == [processes.HAPROXY]
         process.communicate(b"\n")

@@ -136,11 +136,17 @@ def test_a_planted_leak_is_seen(leaks: str, is_seen: bool, monkeypatch: pytest.M
     assert growth.is_leak == is_seen
 
 
+def test_one_that_nothing_of_its_age_can_be_compared_with_is_judged_once_it_is_old() -> None:
+    young, later, old = (Holding(1, mib, 10, age_s) for mib, age_s in ((100.0, 60.0), (150.0, 300.0), (150.0, 1800.0)))
+    assert not Growth("proxy", young, later).is_leak
+    assert Growth("proxy", young, old).is_leak
+
+
 @pytest.mark.parametrize(("mib", "handles", "is_leak"), [(500.0, 10, False), (524.0, 10, False), (530.0, 10, True),
                                                          (500.0, 40, True)])  # fmt: skip
 def test_noise_is_no_leak(mib: float, handles: int, is_leak: bool) -> None:
     before = Holding(1, 500.0, 10, 60.0)
-    assert Growth("ingress", before, Holding(1, mib, handles, 600.0)).is_leak == is_leak
+    assert Growth("ingress", before, Holding(1, mib, handles, 65.0)).is_leak == is_leak
 
 
 def test_a_large_object_is_left_behind_unless_serve_itself_holds_it(

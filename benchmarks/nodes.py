@@ -38,6 +38,7 @@ from benchmarks.soak.works import DIRECT, FAKE, Work, works
 from local_server import descendants, free_port
 from remote_vae import RemoteVAE
 from remote_vae.ray_internals import (
+    DEATH_VARIABLES,
     FAST_VARIABLES,
     MIDDLEWARE_VARIABLE,
     RECOVERY_VARIABLES,
@@ -56,6 +57,7 @@ SETTLED_S = 5.0
 ENVIRONMENT = {
     **SILENCE_VARIABLES,
     **RECOVERY_VARIABLES,
+    **DEATH_VARIABLES,
     MIDDLEWARE_VARIABLE: IMPORT_PATH,
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     "RAY_enable_worker_prestart": "0",

@@ -22,7 +22,7 @@ THEIRS = {HAPROXY: re.compile(r"haproxy -")}
 """Listed and not judged: each reload of its configuration starts it anew, and its files are the connections of the moment."""
 SETTLED_S = 60.0
 """After its first requests a process has what it keeps."""
-OLD_S = 900.0
+SAME_AGE_S, OLD_S = 60.0, 900.0
 """One that nothing of the same age can be compared with is judged by its second half, from this age on."""
 MORE, MORE_MIB, MORE_HANDLES = 0.05, 12.0, 24
 
@@ -52,7 +52,7 @@ class Growth:
     @property
     def is_leak(self) -> bool:
         """More than what noise is: five per cent and some, or handles by the dozen."""
-        if self.after.age_s - self.before.age_s > SETTLED_S and self.after.age_s < OLD_S:
+        if self.after.age_s - self.before.age_s > SAME_AGE_S and self.after.age_s < OLD_S:
             return False  # there was none of its age, and it may still find out what it needs
         more_mib = self.after.mib - self.before.mib
         return (

@@ -42,6 +42,10 @@ RECOVERY_VARIABLES = {"RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.3"}
 own choice. A check of a dead one fails at once, one of a busy one has ten seconds as before: no more false alarms than with
 Serve's own. Without it: half a minute of refused connections, as by default."""
 
+DEATH_VARIABLES = {"RAY_timeout_ms_task_wait_for_death_info": "100", "RAY_core_worker_internal_heartbeat_ms": "200"}
+"""Environment variables: how long who has called an actor that died waits to hear of what it died, and how often it is looked
+whether that is over. Without them a second each: a request that was under way to an ingress when that died takes two more."""
+
 SILENCE_VARIABLES = {"RAY_health_check_period_ms": "1000", "RAY_health_check_timeout_ms": "3000"}
 """Environment variables of the head: how soon Ray takes a node for dead that says nothing and resets no connection: after five
 checks without an answer. Without them: 3 s between two, 10 s for each, and requests that wait for its replicas hang a minute."""

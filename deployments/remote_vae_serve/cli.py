@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from remote_vae.ray_internals import (
+    DEATH_VARIABLES,
     FAST_VARIABLES,
     LOOPBACK_VARIABLES,
     MIDDLEWARE_VARIABLE,
@@ -102,6 +103,7 @@ def run(
         _fail("--token takes one token, without commas; repeat it for more", code=2)
     variables = {
         **RECOVERY_VARIABLES,
+        **DEATH_VARIABLES,
         MIDDLEWARE_VARIABLE: proxy.IMPORT_PATH,
         settings.MAX_BODY_MIB: str(max_body_mib or checked.max_body_mib),
         **({settings.TOKENS: ",".join(tokens)} if tokens else {}),

@@ -76,7 +76,12 @@ def test_every_ray_container_has_what_the_launcher_sets() -> None:
 def test_every_ray_container_recovers_and_spills_as_under_the_launcher() -> None:
     for container in containers(MANIFEST):
         set_there = {one["name"]: one.get("value") for one in container["env"]}
-        assert set_there.items() >= (ray_internals.RECOVERY_VARIABLES | ray_internals.UNFUSED_VARIABLES).items()
+        assert (
+            set_there.items()
+            >= (
+                ray_internals.RECOVERY_VARIABLES | ray_internals.DEATH_VARIABLES | ray_internals.UNFUSED_VARIABLES
+            ).items()
+        )
         folder = Path(set_there[ray_internals.SPILL_VARIABLE])
         assert str(folder.parent) in {mount["mountPath"] for mount in container["volumeMounts"]}
 

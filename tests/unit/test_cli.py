@@ -13,7 +13,7 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from remote_vae.ray_internals import BALANCE_VARIABLE, RECOVERY_VARIABLES
+from remote_vae.ray_internals import BALANCE_VARIABLE, DEATH_VARIABLES, RECOVERY_VARIABLES
 from remote_vae_serve.cli import main
 from remote_vae_serve.config import VAEConfig
 from remote_vae_serve.families import table
@@ -301,7 +301,7 @@ def test_run_has_haproxy_answer_in_json_after_the_operators_own_algorithm(starte
 def test_run_has_serve_replace_a_dead_proxy_soon(started: list[Config], flags: tuple[str, ...]) -> None:
     """By Serve's own checks it is half a minute of refused connections."""
     assert command("run", *flags).exit_code == 0
-    assert started.pop().items() >= RECOVERY_VARIABLES.items()
+    assert started.pop().items() >= (RECOVERY_VARIABLES | DEATH_VARIABLES).items()
 
 
 def test_the_shipped_ingress_has_a_second_one_for_when_it_dies() -> None:

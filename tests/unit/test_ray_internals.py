@@ -111,10 +111,16 @@ def test_ray_reads_the_variable_of_a_ray_on_loopback() -> None:
 
 @pytest.mark.parametrize(
     "variable",
-    [ray_internals.SPILL_VARIABLE, *ray_internals.UNFUSED_VARIABLES, *ray_internals.SILENCE_VARIABLES],
+    [
+        ray_internals.SPILL_VARIABLE,
+        *ray_internals.UNFUSED_VARIABLES,
+        *ray_internals.SILENCE_VARIABLES,
+        *ray_internals.DEATH_VARIABLES,
+    ],
 )
 def test_rays_own_processes_have_the_setting(variable: str) -> None:
-    """What comes of it: tests/serve/test_spilling.py, and benchmarks.nodes for how soon a silent node is given up."""
+    """What comes of it: tests/serve/test_spilling.py, and benchmarks.nodes for how soon a silent node is given up;
+    benchmarks.soak for how long a dead ingress holds up who called it."""
     folder = Path(ray.__file__).parent / "core/src/ray"
     name = variable.removeprefix("RAY_").encode()
     for process in ("raylet/raylet", "gcs/gcs_server"):

@@ -88,6 +88,12 @@ def by_reference(handle: Any) -> Any:
     return handle.options(_by_reference=True)
 
 
+def by_value(handle: Any) -> Any:
+    """A deployment handle that calls replicas by gRPC, arguments and results in the message: of what is small. Without it: a
+    TypeError at the first use of a handle; where a message were no more than some KiB, `call_size.SMALL` would be too much."""
+    return handle.options(_by_reference=False)
+
+
 def reference_of(response: Any, timeout_s: float | None) -> Any:
     """The ObjectRef behind a DeploymentResponse, waited for at most so long. Without it: an AttributeError where a reference is
     asked for."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 from remote_vae.errors import BadRequest, Overloaded
 from remote_vae.protocol.decode_request import DecodeRequest
+from remote_vae.protocol.model_description import ModelDescription
 from remote_vae.protocol.result import Provenance, Result
 from remote_vae.protocol.tensors import from_array
 from remote_vae.transports import handle
@@ -84,6 +86,11 @@ class Handle:
     @property
     def decode(self) -> Handle:
         return self
+
+    @property
+    def describe(self) -> SimpleNamespace:
+        """Of its size it says nothing."""
+        return SimpleNamespace(remote=lambda wake: Response(ModelDescription().to_plain()))
 
     def remote(self, plain: tuple[Any, ...], handed_back: Any) -> Response:
         self.told.append(handed_back)

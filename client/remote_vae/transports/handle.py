@@ -1,8 +1,8 @@
 """`HandleTransport`: requests through a Ray Serve deployment handle, in its cluster. What it leans on in Ray is in
 `ray_internals`.
 
-Tensors cross as numpy views inside a tuple of plain values (12 ms at 50 MB, where a pickled torch tensor takes 174), by
-reference through the object store, never over Serve's gRPC handles, which stop at 4 MiB.
+Tensors cross as numpy views inside a tuple of plain values (12 ms at 50 MB, where a pickled torch tensor takes 174): large ones
+by reference through the object store, small ones by value; see `call_size`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -29,6 +29,7 @@ from remote_vae.errors import (
 from remote_vae.protocol.model_description import ModelDescription
 from remote_vae.protocol.request import Request, announced_to_plain
 from remote_vae.protocol.result import Result
+from remote_vae.transports.call_size import CallSize
 from remote_vae.transports.retry import DEFAULT_POLICY, RetryPolicy
 from remote_vae.transports.transport import Transport
 
@@ -38,6 +39,9 @@ HandedBack = tuple[tuple[str, float], ...]
 from one that is free. It was let in by the first, and is never refused by the next."""
 MODEL_DEPLOYMENT = "VAE"
 """Name of the deployment in a model's application."""
+ASK_AGAIN_S = 30.0
+"""A model that does not say how large its replies are is asked no sooner than that."""
+_MOST = CallSize(0.0)
 FULL_PAUSE_S = 0.1
 """Before a request that was handed back is sent again, where Serve's own queue is full meanwhile."""
 
@@ -51,7 +55,9 @@ class HandleTransport(Transport):
     """
 
     def __init__(self, handle: Any, retry_policy: RetryPolicy = DEFAULT_POLICY) -> None:
-        self._handle = ray_internals.by_reference(handle)
+        self._handle, self._by_value = ray_internals.by_reference(handle), ray_internals.by_value(handle)
+        self._sizes: CallSize | None = None
+        self._asks_again = 0.0
         self.retry_policy = replace(retry_policy, timeout=retry_policy.answer_s)
 
     @classmethod
@@ -74,6 +80,9 @@ class HandleTransport(Transport):
 
     def try_one(self, request: Request) -> Result:
         rounds = _Rounds(self._wait_s(request))
+        if self._is_to_describe(request):
+            with suppress(RemoteVAEError):  # the request will hear it
+                self._described(self._wait(self._describe, _result, rounds.left_s()))
         while True:
             try:
                 plain = self._wait(partial(self._call, request, rounds.handed_back), _result, rounds.left_s())
@@ -85,6 +94,9 @@ class HandleTransport(Transport):
 
     async def try_one_async(self, request: Request) -> Result:
         rounds = _Rounds(self._wait_s(request))
+        if self._is_to_describe(request):
+            with suppress(RemoteVAEError):
+                self._described(await _await(self._describe(), rounds.left_s()))
         while True:
             try:
                 plain = await _await(self._call(request, rounds.handed_back), rounds.left_s())
@@ -97,30 +109,50 @@ class HandleTransport(Transport):
     async def announce_async(self, request: Request) -> float:
         """Seconds until a request whose bytes have not come yet would have its turn at a replica. Raises what that would refuse
         it with, as far as it can be told without them."""
-        return float(await _await(self._handle.announce.remote(request.verb, announced_to_plain(request)), None))
+        return float(await _await(self._by_value.announce.remote(request.verb, announced_to_plain(request)), None))
 
     def send_ref(self, request: Request) -> Any:
         """As `send_one`, but the ObjectRef of the plain result: it can be handed on without a copy through this process."""
-        return self._wait(lambda: self._call(request), ray_internals.reference_of, self.retry_policy.answer_s)
+        return self._wait(
+            lambda: self._call(request, as_ref=True), ray_internals.reference_of, self.retry_policy.answer_s
+        )
 
     async def send_ref_async(self, request: Request) -> Any:
-        return await _await(ray_internals.reference_of_async(self._call(request)), self.retry_policy.answer_s)
+        return await _await(
+            ray_internals.reference_of_async(self._call(request, as_ref=True)), self.retry_policy.answer_s
+        )
 
     def describe(self, wake: bool = False) -> ModelDescription:
         """By a replica, always; `wake` has one whose model failed to load try again."""
-        plain = self._wait(lambda: self._handle.describe.remote(wake), _result, self.retry_policy.answer_s)
-        return ModelDescription.from_plain(plain)
+        return self._described(self._wait(partial(self._describe, wake), _result, self.retry_policy.answer_s))
 
     async def describe_async(self, wake: bool = False) -> ModelDescription:
-        return ModelDescription.from_plain(await _await(self._handle.describe.remote(wake), self.retry_policy.answer_s))
+        return self._described(await _await(self._describe(wake), self.retry_policy.answer_s))
+
+    def _describe(self, wake: bool = False) -> Any:
+        return self._by_value.describe.remote(wake)
+
+    def _described(self, plain: Any) -> ModelDescription:
+        model = ModelDescription.from_plain(plain)
+        self._sizes = CallSize.of(model)
+        return model
+
+    def _is_to_describe(self, request: Request) -> bool:
+        """Whether it is worth a call to learn how large the replies of the model are: only small requests have small ones."""
+        if self._sizes is not None or time.monotonic() < self._asks_again or not _MOST.is_small(request):
+            return False
+        self._asks_again = time.monotonic() + ASK_AGAIN_S
+        return True
 
     def _wait_s(self, request: Request) -> float | None:
         """A transport without any time-out, as the ingress has, leaves it to the replica to keep the deadline it is told."""
         return None if self.retry_policy.timeout is None and self.retry_policy.deadline is None else request.deadline_s
 
-    def _call(self, request: Request, handed_back: HandedBack | None = None) -> Any:
+    def _call(self, request: Request, handed_back: HandedBack | None = None, as_ref: bool = False) -> Any:
         told = request if request.client else replace(request, client=_job())
-        return getattr(self._handle, request.verb).remote(told.to_plain(), handed_back)
+        is_small = not as_ref and self._sizes is not None and self._sizes.is_small(request)
+        handle = self._by_value if is_small else self._handle
+        return getattr(handle, request.verb).remote(told.to_plain(), handed_back)
 
     def refuse_blocking(self) -> None:
         import ray

@@ -1,0 +1,58 @@
+"""`CallSize`: how large a handle call is, request and reply, before it is made: small ones go by value, in a gRPC message, large
+ones by reference, through Ray's object store.
+
+A small call by value takes half the time; from half a MiB on it takes longer, and a message above 4 MiB is refused (Ray Serve
+2.60, measured: 3.3 against 6.3 ms for nothing, 9.6 against 8.3 ms at 512 KiB).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from remote_vae.protocol.decode_request import DecodeRequest
+from remote_vae.protocol.model_description import ModelDescription
+from remote_vae.protocol.output import Output
+from remote_vae.protocol.request import Request
+from remote_vae.protocol.tensors import RawTensor
+
+SMALL = 2**19
+"""Bytes up to which a call goes by value. An eighth of what a message may have: what a model that was deployed anew makes of the
+same latents fits too."""
+FLOAT = 4
+"""Bytes of a value at most, where it is not said."""
+CHANNELS = 4
+"""Of pixels at most: alpha is one."""
+
+
+@dataclass(frozen=True)
+class CallSize:
+    """Sizes of calls of one model.
+
+    Attributes:
+        values_a_latent: values of pixels that one value of latents becomes at most, whatever the layout.
+    """
+
+    values_a_latent: float
+
+    @classmethod
+    def of(cls, model: ModelDescription) -> CallSize | None:
+        """By what the model says of its latents; None where it does not."""
+        if not model.latent_channels or not model.spatial_ratio:
+            return None
+        pixels = model.spatial_ratio**2 * (model.temporal_ratio or 1)
+        return cls(CHANNELS * pixels / model.latent_channels)
+
+    def is_small(self, request: Request) -> bool:
+        """Whether neither the request nor any reply to it is large."""
+        if isinstance(request, DecodeRequest):
+            return max(request.latents.data.nbytes, self._decoded(request)) <= SMALL
+        image = request.image
+        if not isinstance(image, RawTensor):  # a file tells nothing of how many pixels are in it
+            return False
+        # Of each pixel value come less than one latent value, and of moments two.
+        return max(image.data.nbytes, 2 * FLOAT * math.prod(image.shape)) <= SMALL
+
+    def _decoded(self, request: DecodeRequest) -> float:
+        is_floats = request.output in (Output.PT, Output.UNIT)
+        return math.prod(request.latents.shape) * self.values_a_latent * (FLOAT if is_floats else 1)

@@ -29,7 +29,9 @@ def of_shape(*shape: int, output: Output = Output.PT, dtype: str = "float16") ->
         (SD, of_shape(1, 4, 32, 32), False),  # 1 MiB
         (SD, of_shape(1, 4, 32, 32, output=Output.UINT8), True),
         (SD, of_shape(1, 4, 32, 32, output=Output.PNG), True),
-        (SD, of_shape(1, 4, 64, 64, output=Output.JPEG), False),  # as if nothing could be compressed
+        (SD, of_shape(1, 4, 64, 64, output=Output.JPEG), True),
+        (SD, of_shape(1, 4, 64, 64, output=Output.PNG), False),  # of noise it is as large as its pixels
+        (SD, of_shape(1, 4, 96, 96, output=Output.JPEG), False),
         (SD, of_shape(2, 4, 32, 32, output=Output.UINT8), True),
         (SD, of_shape(4, 4, 32, 32, output=Output.UINT8), False),
         (LTX, of_shape(1, 128, 1, 4, 4), False),

@@ -17,8 +17,12 @@ from remote_vae.protocol.request import Request
 from remote_vae.protocol.tensors import RawTensor
 
 SMALL = 2**19
-"""Bytes up to which a call goes by value. An eighth of what a message may have: what a model that was deployed anew makes of the
-same latents fits too."""
+"""Bytes up to which a call by value is the faster one."""
+FITS = 2**21
+"""Bytes that a message certainly holds. Half of what it may have: what a model that was deployed anew makes of the same latents
+mostly fits too."""
+JPEG_SHARE = 3
+"""Times as small as its pixels a JPEG is, of noise at this quality too."""
 FLOAT = 4
 """Bytes of a value at most, where it is not said."""
 CHANNELS = 4
@@ -46,7 +50,9 @@ class CallSize:
     def is_small(self, request: Request) -> bool:
         """Whether neither the request nor any reply to it is large."""
         if isinstance(request, DecodeRequest):
-            return max(request.latents.data.nbytes, self._decoded(request)) <= SMALL
+            most = self._decoded(request)
+            likely = most / JPEG_SHARE if request.output is Output.JPEG else most
+            return max(request.latents.data.nbytes, likely) <= SMALL and most <= FITS
         image = request.image
         if not isinstance(image, RawTensor):  # a file tells nothing of how many pixels are in it
             return False

@@ -88,6 +88,9 @@ class HandleTransport(Transport):
                 plain = self._wait(partial(self._call, request, rounds.handed_back), _result, rounds.left_s())
             except Overloaded as error:
                 time.sleep(rounds.pause_after(error))
+            except InternalError:
+                self._sizes = None  # it may have been a reply that no message holds: the model is another by now
+                raise
             else:
                 if not rounds.goes_on(plain):
                     return Result.from_plain(plain)
@@ -102,6 +105,9 @@ class HandleTransport(Transport):
                 plain = await _await(self._call(request, rounds.handed_back), rounds.left_s())
             except Overloaded as error:
                 await asyncio.sleep(rounds.pause_after(error))
+            except InternalError:
+                self._sizes = None
+                raise
             else:
                 if not rounds.goes_on(plain):
                     return Result.from_plain(plain)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -90,7 +91,7 @@ class Handle:
     @property
     def describe(self) -> SimpleNamespace:
         """Of its size it says nothing."""
-        return SimpleNamespace(remote=lambda wake: Response(ModelDescription().to_plain()))
+        return SimpleNamespace(remote=lambda: Response(ModelDescription().to_plain()))
 
     def remote(self, plain: tuple[Any, ...], handed_back: Any) -> Response:
         self.told.append(handed_back)
@@ -124,3 +125,28 @@ def test_what_was_let_in_waits_where_serves_queue_is_full_meanwhile(call: Callab
     assert replicas.told[1:] == [(("first", 3.0),)] * 3
     with pytest.raises(Overloaded, match="full"):
         call(HandleTransport(Handle(full)))
+
+
+def test_where_no_call_by_value_comes_through_everything_goes_by_reference(
+    call: Callable[[HandleTransport], Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The port may be closed between two nodes: it is tried once in a while."""
+    probes: list[float] = []
+    replicas = Handle(*[RESULT.to_plain()] * 5)
+    transport = HandleTransport(replicas)
+
+    def probe() -> Response:
+        probes.append(time.monotonic())
+        return Response(TimeoutError())
+
+    monkeypatch.setattr(transport, "_probe", probe)
+    for _ in range(3):
+        call(transport)
+    assert len(probes) == 1
+    assert transport._sizes is None
+    transport._probes_again = 0.0
+    monkeypatch.setattr(
+        transport, "_probe", lambda: Response(ModelDescription(latent_channels=4, spatial_ratio=8).to_plain())
+    )
+    call(transport)
+    assert transport._sizes is not None

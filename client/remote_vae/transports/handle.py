@@ -8,6 +8,7 @@ by reference through the object store, small ones by value; see `call_size`.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -39,8 +40,8 @@ HandedBack = tuple[tuple[str, float], ...]
 from one that is free. It was let in by the first, and is never refused by the next."""
 MODEL_DEPLOYMENT = "VAE"
 """Name of the deployment in a model's application."""
-ASK_AGAIN_S = 30.0
-"""A model that does not say how large its replies are is asked no sooner than that."""
+PROBE_S, PROBE_AGAIN_S = 5.0, 300.0
+"""Where the port of the replicas' gRPC is closed between two nodes, Serve would try for as long as it is waited for."""
 _MOST = CallSize(0.0)
 FULL_PAUSE_S = 0.1
 """Before a request that was handed back is sent again, where Serve's own queue is full meanwhile."""
@@ -57,7 +58,7 @@ class HandleTransport(Transport):
     def __init__(self, handle: Any, retry_policy: RetryPolicy = DEFAULT_POLICY) -> None:
         self._handle, self._by_value = ray_internals.by_reference(handle), ray_internals.by_value(handle)
         self._sizes: CallSize | None = None
-        self._asks_again = 0.0
+        self._probes_again = math.inf  # until it has answered by reference
         self.retry_policy = replace(retry_policy, timeout=retry_policy.answer_s)
 
     @classmethod
@@ -80,9 +81,9 @@ class HandleTransport(Transport):
 
     def try_one(self, request: Request) -> Result:
         rounds = _Rounds(self._wait_s(request))
-        if self._is_to_describe(request):
-            with suppress(RemoteVAEError):  # the request will hear it
-                self._described(self._wait(self._describe, _result, rounds.left_s()))
+        if self._is_to_probe(request):
+            with suppress(RemoteVAEError):
+                self._learn_sizes(self._wait(self._probe, _result, PROBE_S))
         while True:
             try:
                 plain = self._wait(partial(self._call, request, rounds.handed_back), _result, rounds.left_s())
@@ -93,13 +94,13 @@ class HandleTransport(Transport):
                 raise
             else:
                 if not rounds.goes_on(plain):
-                    return Result.from_plain(plain)
+                    return self._answered(plain)
 
     async def try_one_async(self, request: Request) -> Result:
         rounds = _Rounds(self._wait_s(request))
-        if self._is_to_describe(request):
+        if self._is_to_probe(request):
             with suppress(RemoteVAEError):
-                self._described(await _await(self._describe(), rounds.left_s()))
+                self._learn_sizes(await _await(self._probe(), PROBE_S))
         while True:
             try:
                 plain = await _await(self._call(request, rounds.handed_back), rounds.left_s())
@@ -110,12 +111,12 @@ class HandleTransport(Transport):
                 raise
             else:
                 if not rounds.goes_on(plain):
-                    return Result.from_plain(plain)
+                    return self._answered(plain)
 
     async def announce_async(self, request: Request) -> float:
         """Seconds until a request whose bytes have not come yet would have its turn at a replica. Raises what that would refuse
         it with, as far as it can be told without them."""
-        return float(await _await(self._by_value.announce.remote(request.verb, announced_to_plain(request)), None))
+        return float(await _await(self._handle.announce.remote(request.verb, announced_to_plain(request)), None))
 
     def send_ref(self, request: Request) -> Any:
         """As `send_one`, but the ObjectRef of the plain result: it can be handed on without a copy through this process."""
@@ -130,25 +131,30 @@ class HandleTransport(Transport):
 
     def describe(self, wake: bool = False) -> ModelDescription:
         """By a replica, always; `wake` has one whose model failed to load try again."""
-        return self._described(self._wait(partial(self._describe, wake), _result, self.retry_policy.answer_s))
+        plain = self._wait(lambda: self._handle.describe.remote(wake), _result, self.retry_policy.answer_s)
+        return ModelDescription.from_plain(plain)
 
     async def describe_async(self, wake: bool = False) -> ModelDescription:
-        return self._described(await _await(self._describe(wake), self.retry_policy.answer_s))
+        return ModelDescription.from_plain(await _await(self._handle.describe.remote(wake), self.retry_policy.answer_s))
 
-    def _describe(self, wake: bool = False) -> Any:
-        return self._by_value.describe.remote(wake)
+    def _answered(self, plain: Any) -> Result:
+        if self._probes_again == math.inf:
+            self._probes_again = 0.0
+        return Result.from_plain(plain)
 
-    def _described(self, plain: Any) -> ModelDescription:
-        model = ModelDescription.from_plain(plain)
-        self._sizes = CallSize.of(model)
-        return model
-
-    def _is_to_describe(self, request: Request) -> bool:
-        """Whether it is worth a call to learn how large the replies of the model are: only small requests have small ones."""
-        if self._sizes is not None or time.monotonic() < self._asks_again or not _MOST.is_small(request):
+    def _is_to_probe(self, request: Request) -> bool:
+        """Whether it is worth a call by value, to learn whether that comes through and how large the model's replies are: once the
+        model has answered by reference, for a request that is small itself."""
+        if self._sizes is not None or time.monotonic() < self._probes_again or not _MOST.is_small(request):
             return False
-        self._asks_again = time.monotonic() + ASK_AGAIN_S
+        self._probes_again = time.monotonic() + PROBE_AGAIN_S
         return True
+
+    def _probe(self) -> Any:
+        return self._by_value.describe.remote()
+
+    def _learn_sizes(self, plain: Any) -> None:
+        self._sizes = CallSize.of(ModelDescription.from_plain(plain))
 
     def _wait_s(self, request: Request) -> float | None:
         """A transport without any time-out, as the ingress has, leaves it to the replica to keep the deadline it is told."""

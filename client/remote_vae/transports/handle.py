@@ -143,8 +143,8 @@ class HandleTransport(Transport):
         return Result.from_plain(plain)
 
     def _is_to_probe(self, request: Request) -> bool:
-        """Whether it is worth a call by value, to learn whether that comes through and how large the model's replies are: once the
-        model has answered by reference, for a request that is small itself."""
+        """Whether it is worth a call by value, to learn whether that comes through and how large the model's replies are: once
+        the model has answered by reference, for a request that is small itself."""
         if self._sizes is not None or time.monotonic() < self._probes_again or not _MOST.is_small(request):
             return False
         self._probes_again = time.monotonic() + PROBE_AGAIN_S

@@ -16,6 +16,7 @@ import ray
 from ray import serve
 
 SHAPE = (1, 4, 1600, 2048)  # 50 MiB of float32
+SMALL = (1, 4, 8, 8)  # 64 x 64 pixels, 12 KiB
 PLAIN = {"name": "plain", "route_prefix": None, "import_path": "benchmarks.handles:plain"}
 
 
@@ -28,6 +29,12 @@ class Plain:
 
     async def read(self, array: Any) -> float:
         return float(array.sum())
+
+    async def picture(self, array: Any) -> Any:
+        """As many bytes as a small picture has."""
+        import numpy as np
+
+        return np.zeros((1, 8 * array.shape[-2], 8 * array.shape[-1], 3), np.uint8)
 
 
 def plain(args: dict[str, Any]) -> serve.Application:
@@ -44,7 +51,7 @@ class Caller:
 
         from remote_vae import AsyncRemoteVAE
 
-        latents = torch.randn(SHAPE)
+        latents, small = torch.randn(SHAPE), torch.randn(SMALL)
         while "plain" not in serve.status().applications or serve.status().applications["plain"].status != "RUNNING":
             await asyncio.sleep(0.2)
         handle, vae = serve.get_app_handle("plain"), AsyncRemoteVAE.from_app(model)
@@ -58,7 +65,16 @@ class Caller:
         async def read() -> Any:
             return await handle.read.remote(latents.numpy())
 
-        ways: dict[str, Callable[[], Awaitable[Any]]] = {"ours": ours, "plain": plainly, "read": read}
+        async def ours_small() -> Any:
+            return await vae.decode(small, do_scaling=False, output_type="pt", partial_postprocess=True)
+
+        async def plainly_small() -> Any:
+            return await by_value.picture.remote(small.numpy())
+
+        by_value = handle.options(_by_reference=False)
+        ways: dict[str, Callable[[], Awaitable[Any]]] = {
+            "ours": ours, "plain": plainly, "read": read, "ours small": ours_small, "plain small": plainly_small,
+        }  # fmt: skip
         found: dict[str, list[float]] = {name: [] for name in ways}
         for repetition in range(repetitions + 1):
             for name, call in ways.items():

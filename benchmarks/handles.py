@@ -71,9 +71,13 @@ class Caller:
         async def plainly_small() -> Any:
             return await by_value.picture.remote(small.numpy())
 
-        by_value = handle.options(_by_reference=False)
+        async def plainly_by_reference() -> Any:
+            return await by_reference.picture.remote(small.numpy())
+
+        by_value, by_reference = (handle.options(_by_reference=way) for way in (False, True))
         ways: dict[str, Callable[[], Awaitable[Any]]] = {
             "ours": ours, "plain": plainly, "read": read, "ours small": ours_small, "plain small": plainly_small,
+            "plain small by reference": plainly_by_reference,
         }  # fmt: skip
         found: dict[str, list[float]] = {name: [] for name in ways}
         for repetition in range(repetitions + 1):

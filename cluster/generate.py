@@ -2,26 +2,41 @@
 
 One list of models serves both `serve run` on one machine and a Kubernetes cluster. All that is different in a cluster is
 in `for_the_cluster` and `on_a_gpu`; what does not depend on the models is in the template. `--haproxy` puts HAProxy in front, by
-the variables in haproxy.yaml, and gives models that are kept warm a path of their own. Needs PyYAML only.
+the variables in haproxy.yaml, and gives each model a path of its own. Needs PyYAML only.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import yaml
+
+
+def _of_the_server(name: str) -> ModuleType:
+    """A file of the server's that needs nothing but Python: it is found here, where nothing may be installed."""
+    path = Path(__file__).resolve().parents[1] / "deployments" / "remote_vae_serve" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+model_paths = _of_the_server("model_paths")
+VAE, INGRESS = model_paths.VAE, model_paths.INGRESS
 
 HERE = Path(__file__).resolve().parent
 SOURCE = HERE.parent / "serve_config.yaml"
 TEMPLATE = HERE / "rayservice.template.yaml"
 HAPROXY = HERE / "haproxy.yaml"
 MANIFEST = HERE / "rayservice.yaml"
-VAE = "remote_vae_serve.app:vae"
-INGRESS = "remote_vae_serve.app:ingress"
 MAX_BODY_MIB = "REMOTE_VAE_MAX_BODY_MIB"
 MAX_ONGOING, TARGET_ONGOING = 144, 2
 """Requests at once of a replica where nothing is stated: our builder's limit, and what Serve's autoscaling aims at."""
@@ -85,26 +100,6 @@ def vae_applications(manifest: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for application in yaml.safe_load(manifest["spec"]["serveConfigV2"])["applications"]:
         if application["import_path"] == VAE:
             yield application
-
-
-def with_direct_doors(config: dict[str, Any]) -> dict[str, Any]:
-    """A path of its own, `/<name>`, for every model of which a replica is always there: no hop through the ingress.
-
-    The others stay behind the ingress: at a model's own path even a GET goes to a replica, and would start one.
-    """
-    applications = [
-        application | {"route_prefix": f"/{application['name']}"}
-        if application["import_path"] == VAE and application.get("route_prefix") is None and is_kept_warm(application)
-        else application
-        for application in config["applications"]
-    ]
-    return config | {"applications": applications}
-
-
-def is_kept_warm(application: dict[str, Any]) -> bool:
-    """Whether its scaling never goes below one replica. Serve's own default, where nothing is stated, is one for good."""
-    scalings = map(scaling_of, application.get("deployments", []))
-    return all(scaling is None or scaling.get("min_replicas", 1) >= 1 for scaling in scalings)
 
 
 def scaling_of(deployment: dict[str, Any]) -> dict[str, Any] | None:
@@ -182,7 +177,7 @@ def generate(source: str, template: str, haproxy: str | None = None) -> str:
     manifest = yaml.safe_load(template)
     config = for_the_cluster(yaml.safe_load(source))
     if haproxy is not None:
-        config = with_direct_doors(config)
+        config = model_paths.with_model_paths(config)
         in_every_ray_container(manifest, [*yaml.safe_load(haproxy), *body_limit(config)])
     manifest["spec"]["serveConfigV2"] = dump(config)
     check(manifest)

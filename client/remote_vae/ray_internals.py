@@ -8,7 +8,9 @@ asks the installed Ray for each, and holds that no other file that is shipped na
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +25,12 @@ OWN_THREAD_VARIABLE = "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD"
 """Environment variable: "0" runs a deployment's code on the loop that answers HTTP. Our HTTP side reads it as well, to learn
 whether the connections are its own. Were it renamed, a large reply that nobody takes would pile up in the replica's memory."""
 
+HAPROXY_VARIABLE = "RAY_SERVE_ENABLE_HA_PROXY"
+"""Environment variable: "1" puts HAProxy in the place of Serve's proxy in Python, which stays as fallback proxy, for applications
+without a replica. Our own code reads it as well, to know whether models have paths of their own."""
+
 FAST_VARIABLES = {
-    "RAY_SERVE_ENABLE_HA_PROXY": "1",  # Serve's data plane in C
+    HAPROXY_VARIABLE: "1",  # Serve's data plane in C
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "0",  # it takes 4 MiB at most, and is slow from 0.5 MB on
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",  # a line of log for each request, written some at a time
     # The HTTP app on the loop that has the connection: else every piece of a body goes from thread to thread, and a reply for
@@ -140,6 +146,28 @@ def http_targets() -> Sequence[HTTPTarget]:
     return sorted(found, key=lambda target: (target.name, target.host, target.port))
 
 
+def is_haproxy() -> bool:
+    """Whether this process, and the Ray that it is of or will start, has HAProxy in front."""
+    return os.environ.get(HAPROXY_VARIABLE) == "1"
+
+
+def is_fallback_proxy() -> bool:
+    """Whether this process, one of those that take our middleware, is Serve's proxy behind HAProxy, and no replica.
+
+    A replica is known by its context. Were that there in a proxy too, a GET at the path of a model that sleeps would wake it.
+    """
+    if not is_haproxy():
+        return False
+    from ray.serve import get_replica_context
+    from ray.serve.exceptions import RayServeException
+
+    try:
+        get_replica_context()
+    except RayServeException:
+        return True
+    return False
+
+
 def key_value_store() -> tuple[Callable[..., Any], Callable[..., Any]]:
     """`get(key)` and `put(key, value, overwrite=True)` of Ray's internal key-value store, one for all processes of a cluster.
 
@@ -188,9 +216,53 @@ def start_serve(address: str, config: Any) -> None:
     )
 
 
-def serve_run(config: str) -> None:
-    """Deploy the applications of a file to the Serve that runs: `serve run --non-blocking`. Without it: the launcher fails."""
+DASHBOARD_VARIABLE = "RAY_DASHBOARD_ADDRESS"
+"""Environment variable: URL of a Ray's dashboard, for `serve deploy` and for `remote-vae-serve deploy` alike. Without it: its
+address has to be given."""
+
+
+def token_mode(environment: Mapping[str, str]) -> dict[str, str]:
+    """What to add to the environment of a process, before it imports Ray, so that it shows the token that a Ray of this user has;
+    nothing where the environment says so itself, or there is none. Without it: a server's Ray refuses who changes its models."""
+    has_token = "RAY_AUTH_TOKEN" in environment or Path("~/.ray/auth_token").expanduser().exists()
+    return {"RAY_AUTH_MODE": "token"} if has_token and "RAY_AUTH_MODE" not in environment else {}
+
+
+class RunningServe:
+    """A Serve that runs somewhere, by the URL of its Ray's dashboard: what `serve deploy` does, and who answers its HTTP.
+
+    Without it: `remote-vae-serve deploy` fails. Were HAProxy's manager called otherwise, models would lose their own paths at
+    each deploy and answer by way of the ingress.
+    """
+
+    def __init__(self, dashboard: str) -> None:
+        from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
+
+        self._dashboard = dashboard
+        self._client = ServeSubmissionClient(dashboard)
+
+    def is_under_haproxy(self) -> bool:
+        """Whether HAProxy answers in the place of Serve's proxy. Before Serve has been started it is not known, and False."""
+        from ray.util.state import get_actor
+
+        for proxy in (self._client.get_serve_details().get("proxies") or {}).values():
+            actor = get_actor(proxy["actor_id"], address=self._dashboard)
+            if actor is not None and "HAProxy" in actor["class_name"]:
+                return True
+        return False
+
+    def deploy(self, config: Mapping[str, Any]) -> None:
+        """Have it be what a Serve configuration says."""
+        self._client.deploy_applications(dict(config))
+
+
+def serve_run(config: Mapping[str, Any]) -> None:
+    """Deploy a Serve configuration's applications to the Serve that runs: `serve run --non-blocking`. Without it: the launcher
+    fails."""
     from ray.serve.scripts import run
 
-    arguments = ["--non-blocking", "--address", "auto", config]  # `auto` is the Ray that this process has joined
-    run.main(arguments, prog_name="serve run", standalone_mode=False)
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        json.dump(config, file)  # which is YAML too
+        file.flush()
+        arguments = ["--non-blocking", "--address", "auto", file.name]  # `auto` is the Ray that this process has joined
+        run.main(arguments, prog_name="serve run", standalone_mode=False)

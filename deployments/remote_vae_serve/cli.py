@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import socket
+import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -17,12 +18,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from remote_vae.ray_internals import (
+    DASHBOARD_VARIABLE,
     DEATH_VARIABLES,
     FAST_VARIABLES,
     LOOPBACK_VARIABLES,
     MIDDLEWARE_VARIABLE,
     RECOVERY_VARIABLES,
     haproxy_defaults,
+    token_mode,
 )
 from remote_vae_serve import proxy
 from remote_vae_serve.launcher import session
@@ -132,6 +135,29 @@ def run(
     with spill_directory(os.environ, is_ours=address == "local") as spill:
         code = session.run(command, {**os.environ, **variables, **spill})
     sys.exit(code)
+
+
+@main.command(short_help="Change the models of a server that runs.")
+@config_argument
+@click.option(
+    "--address",
+    default="http://127.0.0.1:8265",
+    envvar=DASHBOARD_VARIABLE,
+    show_default=True,
+    help="Dashboard of its Ray, which the server's log names.",
+)
+def deploy(config: Path, address: str) -> None:
+    """Check CONFIG (serve_config.yaml), then have a server that runs be what it says; who is not changed goes on.
+
+    As `serve deploy`, which would take away the paths that models have of their own under HAProxy.
+
+    \b
+    Example: remote-vae-serve deploy
+    """
+    _read(config)
+    # A new interpreter: Ray reads how to show its token when it is imported, and here it is already.
+    command = [sys.executable, "-m", "remote_vae_serve.launcher.deployment", address, str(config)]
+    sys.exit(subprocess.run(command, env=os.environ | token_mode(os.environ), check=False).returncode)
 
 
 @main.command(short_help="Write a configuration to start from.")

@@ -2,8 +2,8 @@
 
 Serve calls `middlewares` where an environment variable names it (`ray_internals.MIDDLEWARE_VARIABLE`), which `remote-vae-serve
 run` sees to; `startup_probe` finds out whether Serve did. From the inside out: `JSONErrors`, the proxy's own texts as the
-contract's JSON; `SizeLimit`, a 413 before the body is read; `Tokens`, a 401. Plain ASGI: what a model answers passes through
-message by message. Knows no Ray and no torch.
+contract's JSON; `SizeLimit`, a 413 before the body is read; `Tokens`, a 401. Under HAProxy Serve's proxy, its fallback proxy
+then, has `ToIngress` inside of them. Plain ASGI: what a model answers passes through message by message. Knows no torch.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ from starlette.types import ASGIApp
 
 from remote_vae import errors
 from remote_vae.errors import DeadlineExceeded, Unavailable
+from remote_vae.ray_internals import is_fallback_proxy
 from remote_vae_serve.middleware.json_errors import BROKE_OFF, BROKE_OFF_RETRY_S, RETRY_S, JSONErrors
 from remote_vae_serve.middleware.settings import Settings
 from remote_vae_serve.middleware.size_limit import SizeLimit
+from remote_vae_serve.middleware.to_ingress import ToIngress
 from remote_vae_serve.middleware.tokens import Tokens
+from remote_vae_serve.published_paths import published
 
 IMPORT_PATH = "remote_vae_serve.proxy:middlewares"
 
@@ -28,6 +31,8 @@ def middlewares() -> list[Middleware]:
     """What Serve's proxy wraps itself in, the innermost first. Raises ValueError where the environment is wrong."""
     settings = Settings.of(environ)
     layers = [Middleware(JSONErrors), Middleware(SizeLimit, settings)]
+    if is_fallback_proxy():
+        layers.insert(0, Middleware(ToIngress, published))
     return [*layers, Middleware(Tokens, settings)] if settings.tokens else layers
 
 

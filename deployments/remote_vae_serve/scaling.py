@@ -33,6 +33,9 @@ GIVES_WAY_S = 2.0
 NOTICE_S = 1.0
 """For so long it is said that a model gives way before its last replica goes: a request that is on its way to it is answered yet,
 and does not wait for a replica, for which Serve would start one."""
+USED = "remote_vae_used"
+"""Autoscaling metric of a replica, 0 or 1: whether it has decoded or encoded since it was last asked. Serve's own count of what
+runs has a GET among it."""
 FRESH_S = 5.0
 """Of a replica that has just started Serve knows no requests yet: for so long it is not idle."""
 
@@ -68,6 +71,8 @@ class YieldWhenIdle:
 
     def __call__(self, context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
         desired, state = replica_queue_length_autoscaling_policy(context)
+        if (used := _is_used(context)) is not None:
+            desired = max(desired, 1) if used else 0
         now, running = time.monotonic(), context.current_num_replicas
         asked = asked_to_yield(str(context.app_name))
         if not running:
@@ -102,6 +107,16 @@ class YieldWhenIdle:
             if now - self._asked_since >= self._turn_s and running <= self._left:
                 self._asked_since, self._left = now, running - 1
         return self._left
+
+
+def _is_used(context: AutoscalingContext) -> bool | None:
+    """Whether a request waits for the model, or a replica of it has worked within `look_back_period_s`.
+
+    None where a replica has not told yet: Serve's own count is all there is."""
+    told = (context.aggregated_metrics or {}).get(USED, {})
+    if not told or any(replica not in told for replica in context.running_replicas):
+        return None
+    return bool(context.total_queued_requests) or any(told.values())
 
 
 def ask_to_yield(application: str) -> None:

@@ -28,9 +28,8 @@ from ray.serve.schema import (
 from remote_vae_serve.config import IngressConfig, VAEConfig
 from remote_vae_serve.http.app import RESERVED
 from remote_vae_serve.ingress.model_registry import NAME
+from remote_vae_serve.model_paths import INGRESS, VAE
 
-VAE = "remote_vae_serve.app:vae"
-INGRESS = "remote_vae_serve.app:ingress"
 POLICY = "remote_vae_serve.scaling:YieldWhenIdle"
 _ARGUMENTS: Mapping[str, type[IngressConfig] | type[VAEConfig]] = {VAE: VAEConfig, INGRESS: IngressConfig}
 _DEPLOYMENTS = {VAE: "VAE", INGRESS: "Ingress"}

@@ -1,9 +1,10 @@
-"""`generate.py --haproxy`: HAProxy in a cluster as the launcher has it on one machine, and a path of its own for what is warm."""
+"""`generate.py --haproxy`: HAProxy in a cluster as the launcher has it on one machine, and a path of its own for each model."""
 
 from __future__ import annotations
 
 import ast
 import copy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ray.serve.schema import ServeDeploySchema
 from test_manifests import MANIFEST, SOURCE, by_name, crd, generate
 
 from remote_vae import ray_internals
-from remote_vae_serve import proxy
+from remote_vae_serve import model_paths, proxy
 from remote_vae_serve.app import vae
 from remote_vae_serve.config import IngressConfig, VAEConfig
 from remote_vae_serve.middleware import settings
@@ -23,15 +24,11 @@ __all__ = ["crd"]  # a fixture
 
 TEXTS = (generate.SOURCE.read_text(), generate.TEMPLATE.read_text(), generate.HAPROXY.read_text())
 WITH_HAPROXY: dict[str, Any] = yaml.safe_load(generate.generate(*TEXTS))
-WARM: dict[str, dict[str, Any]] = {
+SCALED: dict[str, dict[str, Any]] = {
     "one for good": {"num_replicas": 1},
     "a number that Serve chooses": {"num_replicas": "auto"},
     "one at least": {"autoscaling_config": {"min_replicas": 1, "max_replicas": 4}},
-    "Serve's own fewest": {"autoscaling_config": {"max_replicas": 4}},
-}
-COLD: dict[str, dict[str, Any]] = {
     "from none": {"autoscaling_config": {"min_replicas": 0, "max_replicas": 4}},
-    "from none, in Serve's words": {"num_replicas": "auto", "autoscaling_config": {"min_replicas": 0}},
 }
 
 
@@ -119,22 +116,22 @@ def test_nothing_else_changes_and_the_crd_knows_every_field(crd: Any) -> None:
     for container, before in zip(containers(bare), containers(MANIFEST), strict=True):
         container.pop("env")
         container.update({"env": before["env"]} if "env" in before else {})
-    assert bare == MANIFEST  # every model that is shipped starts from none
+    assert bare["spec"].pop("serveConfigV2") == generate.dump(
+        model_paths.with_model_paths(yaml.safe_load(MANIFEST["spec"]["serveConfigV2"]))
+    )
+    assert bare == MANIFEST | {
+        "spec": {key: value for key, value in MANIFEST["spec"].items() if key != "serveConfigV2"}
+    }
 
 
-@pytest.mark.parametrize("deployment", WARM.values(), ids=WARM)
-def test_a_model_that_is_kept_warm_gets_a_path_of_its_own(deployment: dict[str, Any]) -> None:
-    models = by_name(made_of(flux(**deployment)))
-    assert models["flux"]["route_prefix"] == "/flux"
-    assert {models[name]["route_prefix"] for name in models if name not in ("flux", "remote-vae")} == {None}
+@pytest.mark.parametrize("deployment", SCALED.values(), ids=SCALED)
+def test_every_model_gets_a_path_of_its_own_kept_warm_or_not(deployment: dict[str, Any]) -> None:
+    paths = {name: application["route_prefix"] for name, application in by_name(made_of(flux(**deployment))).items()}
+    assert paths == {name: "/" if name == "remote-vae" else f"/{name}" for name in paths}
+    assert {"flux", "sd-v1"} <= paths.keys()
 
 
-@pytest.mark.parametrize("deployment", COLD.values(), ids=COLD)
-def test_a_model_that_starts_from_none_stays_behind_the_ingress(deployment: dict[str, Any]) -> None:
-    assert by_name(made_of(flux(**deployment)))["flux"]["route_prefix"] is None
-
-
-def test_an_entry_without_deployments_is_warm_and_a_path_that_was_chosen_stays() -> None:
+def test_an_entry_without_deployments_gets_one_too_and_a_path_that_was_chosen_stays() -> None:
     for chosen, path in ((None, "/flux"), ("/mine", "/mine")):
         config = copy.deepcopy(SOURCE)
         application = by_name(config)["flux"]
@@ -178,8 +175,9 @@ def test_the_flag_writes_and_checks_that_manifest(
     assert (tmp_path / "rayservice.yaml").read_text() == generate.generate(*TEXTS)
 
 
-def test_the_generator_imports_nothing_but_yaml() -> None:
-    tree = ast.parse((generate.HERE / "generate.py").read_text())
+@pytest.mark.parametrize("path", [generate.__file__, model_paths.__file__], ids=lambda path: Path(path).name)
+def test_the_generator_and_what_it_loads_of_the_server_import_nothing_but_python_and_yaml(path: str) -> None:
+    tree = ast.parse(Path(path).read_text())
     modules = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     modules |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert modules == {"__future__", "argparse", "sys", "collections.abc", "pathlib", "typing", "yaml"}
+    assert {module.partition(".")[0] for module in modules} <= sys.stdlib_module_names | {"yaml"}

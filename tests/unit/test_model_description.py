@@ -23,7 +23,8 @@ from remote_vae.protocol.wire import PROTOCOL
 from remote_vae_serve.config import VAEConfig
 from remote_vae_serve.http.app import create_app, create_model_app
 from remote_vae_serve.http.openapi import document
-from remote_vae_serve.ingress.model_registry import Model, _described_by
+from remote_vae_serve.ingress.application_details import described_by
+from remote_vae_serve.ingress.model_registry import Model
 from remote_vae_serve.replica import replica
 from remote_vae_serve.replica.replica import VAE, SingleModel, describe_arguments
 from samples import save_tiny_vae
@@ -112,7 +113,7 @@ def test_what_a_replica_reported_stands_over_the_arguments_and_serve_has_the_las
 
 
 def test_a_builder_that_refused_its_arguments_leaves_those_that_can_be_read() -> None:
-    described = _described_by(
+    described = described_by(
         {"source": "demo", "variant": 16, "num_gpus": "auto", "sorce": "x", "fake": {"channels": 4}}
     )
     assert described.to_plain() == {"source": "demo", "num_gpus": "auto", "sorce": "x"}

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
+from ray import serve
 from starlette.types import ASGIApp
 
 from remote_vae.errors import BadRequest, ModelFailed, ModelStarting, Overloaded, RemoteVAEError
@@ -19,7 +20,9 @@ from remote_vae_serve.admission import Admission
 from remote_vae_serve.config import IngressConfig
 from remote_vae_serve.http.app import create_app
 from remote_vae_serve.http.models import Answerer
+from remote_vae_serve.ingress.by_ingress import ByIngress
 from remote_vae_serve.ingress.model_registry import Model, ModelRegistry
+from remote_vae_serve.ingress.path_publisher import PathPublisher
 from remote_vae_serve.proxy import behind_tokens
 
 WATCH_S = 1.0
@@ -31,7 +34,7 @@ class Ingress:
 
     def __init__(self, config: IngressConfig) -> None:
         self._config = config
-        self._registry = ModelRegistry(config.models)
+        self._registry = ModelRegistry(config.models, PathPublisher(serve.get_replica_context().app_name))
         self._admissions: dict[str, Admission] = {}
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -46,6 +49,7 @@ class Ingress:
             config.max_bodies,
             config.proxies,
         )
+        app.add_middleware(ByIngress)
         return behind_tokens(app)
 
     @contextmanager

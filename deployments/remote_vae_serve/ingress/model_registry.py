@@ -6,7 +6,6 @@ A background thread asks Serve about once a second, so that a request finds its 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import re
 import threading
@@ -23,8 +22,9 @@ from remote_vae.protocol.wire import PROTOCOL
 from remote_vae.ray_internals import serve_details
 from remote_vae.transports.handle import HandleTransport
 from remote_vae.transports.retry import RetryPolicy
-from remote_vae_serve.config import ASIDE, INGRESS_DEPLOYMENT
 from remote_vae_serve.http.app import RESERVED
+from remote_vae_serve.ingress import application_details
+from remote_vae_serve.ingress.path_publisher import PathPublisher
 from remote_vae_serve.ingress.resource_shortages import Shortage, shortages
 from remote_vae_serve.scaling import ASKED_FOR_S, ask_to_yield, gives_way, take_back
 
@@ -97,10 +97,12 @@ class ModelRegistry:
 
     Args:
         only: the applications to serve; every VAE application of the cluster if None.
+        publisher: is told of the models' own paths.
     """
 
-    def __init__(self, only: tuple[str, ...] | None = None) -> None:
+    def __init__(self, only: tuple[str, ...] | None = None, publisher: PathPublisher | None = None) -> None:
         self._only = only
+        self._publisher = publisher
         self._models: Mapping[str, Model] = {}
         self._warned: set[str] = set()
         self._waiting_since: dict[str, float] = {}
@@ -136,10 +138,10 @@ class ModelRegistry:
 
     def refresh(self) -> None:
         """Read Serve's state once."""
-        details = serve_details()
+        told = serve_details()
         self._news += 1
-        applications = details["applications"]
-        self._ingresses = _ingresses(applications)
+        applications = told["applications"]
+        self._ingresses = application_details.ingresses(applications)
         waiting = shortages(applications, ray.cluster_resources(), ray.available_resources())
         models = {}
         for name, application in applications.items():
@@ -150,10 +152,12 @@ class ModelRegistry:
             if model is not None:
                 models[name] = model
         if set(models) != set(self._models):
-            http = details.get("http_options") or {}
+            http = told.get("http_options") or {}
             where = f"http://{http.get('host')}:{http.get('port')}"
             logger.info("Serving %s at %s/<model>", ", ".join(sorted(models)) or "no model yet", where)
         self._models = models
+        if self._publisher is not None:
+            self._publisher.tell(applications, models)
         self._have_them_yield(waiting)
 
     def _have_them_yield(self, waiting: Mapping[str, Shortage]) -> None:
@@ -216,18 +220,21 @@ class ModelRegistry:
             arguments = ModelDescription.from_plain(user_config)
         except BrokenReply as error:
             return self._refused(name, f"its VAE deployment is of another version of remote-vae: {error}")
-        running = _running(deployment)
+        running = application_details.running(deployment)
         transport = known.transport if known and known.transport else _transport_to(name)
-        places = _places(deployment["deployment_config"], len(running), self._ingresses)
+        places = application_details.places(deployment["deployment_config"], len(running), self._ingresses)
         if not running:
             start_s = known.start_s if known else START_S
-            if deployment["replicas"] or deployment["target_num_replicas"] > 0:
+            # What the last replica told holds for the next, but for where it ran; of other arguments it tells nothing.
+            told_last = known.reported if known and known.arguments == arguments else None
+            last = told_last and replace(told_last, gpu_ids=None)
+            if application_details.is_coming(deployment):
                 why = str(shortage) if shortage else ""
-                return Model(name, "starting", arguments, why, transport=transport, shortage=shortage, places=places,
-                             start_s=start_s)  # fmt: skip
+                return Model(name, "starting", arguments, why, reported=last, transport=transport, shortage=shortage,
+                             places=places, start_s=start_s)  # fmt: skip
             if known and known.state == "failed":  # idle, it went; what it said stands until the next one starts
                 return replace(known, arguments=arguments, running=running, transport=transport, places=places)
-            return Model(name, "cold", arguments, transport=transport, places=places, start_s=start_s)
+            return Model(name, "cold", arguments, reported=last, transport=transport, places=places, start_s=start_s)
         told = known and known.state == "ready" and known.reported
         settled = told or (known and time.monotonic() < known.asked_at + ASK_AGAIN_S)
         if known and settled and known.running == running:
@@ -246,10 +253,10 @@ class ModelRegistry:
         config = application.get("deployed_app_config") or {}
         if config.get("import_path") != "remote_vae_serve.app:vae":
             return None
-        arguments = _described_by(config.get("args") or {})
+        arguments = application_details.described_by(config.get("args") or {})
         if not str(application["status"]).endswith("DEPLOY_FAILED"):
             return known or Model(name, "starting", arguments)
-        mistake = _sentence(application["message"])
+        mistake = application_details.sentence(application["message"])
         if known and known.running:
             return self._as_before(known, mistake)
         # Where it was deployed before, Serve has replicas of that time, or starts them; an ingress that is new cannot tell.
@@ -284,39 +291,6 @@ def _start_s(reported: ModelDescription | None) -> float | None:
     return PROCESS_S + sum(took.get(step, 0.0) for step in STEPS) if took else None
 
 
-def _places(config: Mapping[str, Any], replicas: int, ingresses: int) -> int | None:
-    """Of a deployment, for one of so many ingresses: its part of what the replicas hold, or Serve's queue before the first.
-
-    Were each ingress to fill all of it, what it let in would wait in Serve's router for a place, and be refused late.
-    """
-    queue, ongoing = config.get("max_queued_requests", -1), config["max_ongoing_requests"]
-    if replicas and ongoing > ASIDE:
-        return max(1, int(replicas * (ongoing - ASIDE)) // ingresses)
-    return None if queue < 0 else int(replicas * ongoing) // ingresses + queue
-
-
-def _ingresses(applications: Mapping[str, Any]) -> int:
-    """How many ingresses of whatever application share the models; at least this one."""
-    deployments = (application["deployments"].get(INGRESS_DEPLOYMENT) for application in applications.values())
-    return max(1, sum(len(_running(deployment)) for deployment in deployments if deployment))
-
-
-def _running(deployment: Mapping[str, Any]) -> frozenset[str]:
-    replicas = deployment["replicas"]
-    return frozenset(one["replica_id"] for one in replicas if str(one["state"]).endswith("RUNNING"))
-
-
-def _described_by(args: Mapping[str, Any]) -> ModelDescription:
-    """What serve_config.yaml says of a model that its builder has refused, or has not seen yet."""
-    said = ModelDescription()
-    for argument, value in args.items():
-        if isinstance(value, (str, int, float)):
-            # One of the wrong type is what the builder refused; the reason that Serve gives names it.
-            with contextlib.suppress(BrokenReply):
-                said = ModelDescription.from_plain({argument: value}).or_else(said)
-    return said
-
-
 def _ask(name: str) -> ModelDescription | None:
     """What a running replica says of itself; None if it does not answer soon."""
     try:
@@ -324,14 +298,3 @@ def _ask(name: str) -> ModelDescription | None:
     except Exception as error:
         logger.warning("a replica did not describe itself: %s", error)
         return None
-
-
-def _sentence(message: str) -> str:
-    """What a person wants of Serve's message on a failed application: not the traceback, but what the last error said.
-
-    A pydantic error takes several lines: a header, then for each mistake the argument, the complaint, a link.
-    """
-    lines = [line.strip() for line in message.splitlines() if line.strip() and "For further information" not in line]
-    header = next((number for number, line in enumerate(lines) if "validation error" in line), len(lines) - 2)
-    said = [line.partition(" [type=")[0].removeprefix("Value error, ") for line in lines[header + 1 :]]
-    return " ".join(said)[:500] or "Serve could not deploy it; see its status"

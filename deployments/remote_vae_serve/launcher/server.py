@@ -16,11 +16,12 @@ from types import FrameType
 
 import yaml
 
-from remote_vae.ray_internals import serve_run, start_serve
+from remote_vae.ray_internals import is_haproxy, serve_run, start_serve
 from remote_vae_serve.launcher.graceful_shutdown import drain
 from remote_vae_serve.launcher.session import end_with_parent
 from remote_vae_serve.launcher.startup_probe import MiddlewareMissing, Probe, begin, goes_on, refuse
 from remote_vae_serve.middleware.settings import Settings
+from remote_vae_serve.model_paths import with_model_paths
 
 INTERVAL_S = 1.0
 
@@ -28,7 +29,7 @@ INTERVAL_S = 1.0
 def main(address: str, path: str, drain_s: float) -> None:
     """Serve the configuration until Ctrl-C or SIGTERM, then let requests in flight finish; a second signal ends that.
 
-    Exits with 1 where tokens are set and would not be asked for.
+    Under HAProxy each model gets a path of its own. Exits with 1 where tokens are set and would not be asked for.
 
     Args:
         address: of a Ray; `local` starts one.
@@ -41,14 +42,17 @@ def main(address: str, path: str, drain_s: float) -> None:
     from ray.serve.schema import ServeDeploySchema
 
     settings = Settings.of(environ)
-    config = ServeDeploySchema.model_validate(yaml.safe_load(Path(path).read_text()))
+    written = yaml.safe_load(Path(path).read_text())
+    if is_haproxy():
+        written = with_model_paths(written)
+    config = ServeDeploySchema.model_validate(written)
     deployed = False
     try:
         start_serve(address, config)
         with _interrupted_by_sigterm():  # after ray.init, which has a handler of its own that stops everything at once
             probe = Probe(config.http_options.host, bool(config.http_options.ssl_certfile), bool(settings.tokens))
             watching = config.proxy_location is not ProxyLocation.Disabled and begin(probe)
-            serve_run(path)
+            serve_run(written)
             deployed = True
             while True:
                 time.sleep(INTERVAL_S)

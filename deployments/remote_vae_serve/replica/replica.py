@@ -32,6 +32,8 @@ from remote_vae_serve.proxy import behind_tokens
 from remote_vae_serve.replica.event_counters import EventCounters
 from remote_vae_serve.replica.handing_back import HandedBack, HandingBack, handed_back_of
 from remote_vae_serve.replica.refusal_log import RefusalsWithoutTracebacks
+from remote_vae_serve.replica.usage import Usage
+from remote_vae_serve.scaling import USED
 
 if TYPE_CHECKING:
     from remote_vae_serve.engine.base import Engine, Event
@@ -58,6 +60,7 @@ class VAE:
         context = serve.get_replica_context()
         self._model = context.app_name
         self._admission = Admission(self._model)
+        self._usage = Usage()
         self._handing_back = HandingBack(context.replica_tag)
         self._pipeline: Pipeline | None = None
         self._engine: Engine | None = None
@@ -95,7 +98,8 @@ class VAE:
         self, read: Callable[[tuple[Any, ...]], Request], plain: tuple[Any, ...], handed_back: HandedBack | None
     ) -> tuple[Any, ...]:
         try:
-            return await self._answer_in_turn(read(plain), handed_back_of(handed_back))
+            with self._usage.request():
+                return await self._answer_in_turn(read(plain), handed_back_of(handed_back))
         except BaseException as error:
             errors.let_go_of_frames(error)  # they hold the latents
             raise
@@ -118,7 +122,7 @@ class VAE:
     def place(self, client: str) -> Iterator[Answerer]:
         """A place for a request that came by this replica's own HTTP side. Raises Overloaded."""
         self._admission.check(client, self._config.max_requests)
-        with self._admission.place(client):
+        with self._usage.request(), self._admission.place(client):
             yield Answerer(self.answer, self._announced)
 
     async def announce(self, verb: str, plain: tuple[Any, ...]) -> float:
@@ -208,6 +212,10 @@ class VAE:
 
     def _fault(self) -> str | None:
         return None if self._pipeline is None else self._pipeline.fault()
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Serve asks about once a second, and hands what it heard to the autoscaling policy."""
+        return {USED: self._usage.since_last()}
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Serve asks for this method where a deployment has a `user_config`; ours is a notice for the ingress to read."""

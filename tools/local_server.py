@@ -6,6 +6,7 @@ For `make demo` and for the tests of the shipped configuration.
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import re
 import secrets
@@ -118,6 +119,10 @@ class LocalServer:
                 env=environment, start_new_session=True,
             )  # fmt: skip
         self._sessions = {self._process.pid}
+
+    def configuration(self) -> dict[str, Any]:
+        """A copy of what it serves."""
+        return copy.deepcopy(self._config)
 
     def deploy(self, change: Callable[[dict[str, Any]], None]) -> None:
         """`serve deploy` of its configuration, changed; Serve rolls the update out by itself."""

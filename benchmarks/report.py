@@ -44,13 +44,10 @@ def write(findings: Sequence[Finding], folder: Path, command: str, loads: Sequen
 
 
 def circumstances(command: str, loads: Sequence[float]) -> str:
-    commit = _git("rev-parse", "--short", "HEAD") + (
-        " with uncommitted changes" if _git("status", "--porcelain") else ""
-    )
     cores = len(os.sched_getaffinity(0))
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     return (
-        f"`{command}` at {commit}, {date.today()}, {cores} cores ({platform.machine()}), no GPU, "
+        f"`{command}` at {commit()}, {date.today()}, {cores} cores ({platform.machine()}), no GPU, "
         f"Python {platform.python_version()}; "
         f"{versions}. Load average of the machine meanwhile: {min(loads):.1f} to {max(loads):.1f}."
     )
@@ -107,6 +104,11 @@ def _number(value: float) -> str:
 
 def _range(values: Sequence[float]) -> str:
     return f"{_number(min(values))} to {_number(max(values))}"
+
+
+def commit() -> str:
+    """Of this checkout, and whether it is all."""
+    return _git("rev-parse", "--short", "HEAD") + (" with uncommitted changes" if _git("status", "--porcelain") else "")
 
 
 def _git(*words: str) -> str:

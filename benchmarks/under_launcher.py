@@ -35,12 +35,14 @@ def serve(
     haproxy: bool,
     kept: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
+    sleeps: bool = False,
 ) -> LocalServer:
     """The shipped ingress, and these models.
 
     Args:
         kept: shipped models that stay.
         environment: more of it for the server.
+        sleeps: the models start from no replica, so that only those that are kept are waited for.
     """
 
     def change(config: dict[str, Any]) -> None:
@@ -48,7 +50,7 @@ def serve(
         config["applications"] = [*shipped, *models]
 
     command = (sys.executable, "-m", "remote_vae_serve.cli", "run", *(["--haproxy"] if haproxy else []))
-    names = (*kept, *(model["name"] for model in models))
+    names = (*kept, *(model["name"] for model in models if not sleeps))
     return LocalServer(models=names, change=change, command=command, environment=environment)
 
 

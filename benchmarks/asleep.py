@@ -1,10 +1,10 @@
-"""A model that falls asleep and wakes again and again under a trickle of requests: how many are lost, or answered in another form.
+"""A model that falls asleep and wakes, again and again, under a trickle of requests: how many are lost, or of another form.
 
     python -m benchmarks.asleep [--changes 50] [--python-proxy] [--out benchmarks/results/asleep.md]
 
-A fake engine under the launcher, everything as it is shipped but for a model that is idle soon. Two plain clients, which try nothing
-again, send for a second and rest for about as long as it takes to fall asleep, so that requests meet the last replica as it goes
-and the first as it comes; a third reads the model's state all along. Exit code 1 where anything is lost.
+A fake engine under the launcher, everything as it is shipped but for a model that is idle soon. Four plain clients, which try
+nothing again, send for a second and rest for about as long as it takes to fall asleep, so that requests meet the last replica as
+it goes and the first as it comes; a fifth reads the model's state all along. Exit code 1 where anything is lost.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import requests
@@ -52,15 +53,11 @@ class Trickle:
         self.ended = Counter[str]()
         self.changes = 0
         self.longest_s = 0.0
-        self.awake_ms: list[float] = []
 
     def run(self, changes: int, limit_s: float) -> None:
         """Until the model has changed so often between asleep and awake."""
-        work: list[Callable[[], None]] = [
-            self._look,
-            lambda: self._send(requests.Session()),
-            lambda: self._send(requests),
-        ]
+        kept: list[requests.Session | object] = [requests.Session(), requests.Session(), requests, requests]
+        work: list[Callable[[], None]] = [self._look, *(partial(self._send, by) for by in kept)]
         threads = [threading.Thread(target=one) for one in work]
         for thread in threads:
             thread.start()

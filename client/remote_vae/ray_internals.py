@@ -43,6 +43,14 @@ FAST_VARIABLES = {
 """Environment variables: HAProxy in front, and what goes well with it. Set on every node of a cluster. Serve ignores one that it
 does not know: without the first, `--fast` is the proxy in Python; without any other, a setting is back at its default."""
 
+PORT_VARIABLES = {
+    "RAY_SERVE_HAPROXY_STATS_PORT": 8404,
+    "RAY_SERVE_HAPROXY_METRICS_PORT": 9101,
+    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": 8500,
+}
+"""Environment variables: ports that HAProxy, and the proxy behind it, listen on besides that of HTTP; by Serve's own choice always
+the same, so that a second server on a machine would never come up."""
+
 RECOVERY_VARIABLES = {"RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.3"}
 """Environment variables: how soon Serve replaces a proxy, or HAProxy, that has died: after three checks, ten seconds apart by its
 own choice. A check of a dead one fails at once, one of a busy one has ten seconds as before: no more false alarms than with

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import textwrap
@@ -29,6 +28,7 @@ from remote_vae.ray_internals import (
 )
 from remote_vae_serve import proxy
 from remote_vae_serve.launcher import session
+from remote_vae_serve.launcher.ports import haproxy_ports, is_taken
 from remote_vae_serve.launcher.spill_directory import has_room, spill_directory
 from remote_vae_serve.middleware import settings
 
@@ -111,6 +111,7 @@ def run(
         settings.MAX_BODY_MIB: str(max_body_mib or checked.max_body_mib),
         **({settings.TOKENS: ",".join(tokens)} if tokens else {}),
         **(FAST_VARIABLES if haproxy else {}),
+        **(haproxy_ports(os.environ) if haproxy and address == "local" else {}),
         **(haproxy_defaults(proxy.haproxy_lines()) | LOOPBACK_VARIABLES if address == "local" else {}),
     }
     try:
@@ -126,7 +127,7 @@ def run(
     if address == "local" and not has_room():
         click.echo("There is no room in /dev/shm, so Ray may keep latents and results in files (docs/operate.md); in a "
                    "container, --shm-size gives it some", err=True)  # fmt: skip
-    if address == "local" and _in_use(checked.host, checked.port):
+    if address == "local" and is_taken(checked.host, checked.port):
         _fail(f"{checked.host}:{checked.port} is in use, perhaps by another remote-vae; stop that one, or change "
               f"http_options.port in {config}")  # fmt: skip
     # A new interpreter, the very one that runs this: Ray reads these variables when it is imported, and here it is already.
@@ -265,15 +266,6 @@ def _read(path: Path) -> ServeConfig:
         return ServeConfig.read(path)
     except InvalidConfig as error:
         _fail("\n".join(error.problems), code=2)
-
-
-def _in_use(host: str, port: int) -> bool:
-    """Whether somebody answers there. Serve's proxies share a port without a word, and each would get half the requests."""
-    try:
-        with socket.create_connection(("127.0.0.1" if host in ("0.0.0.0", "::") else host, port), timeout=1):
-            return True
-    except OSError:
-        return False
 
 
 def _template() -> Path:

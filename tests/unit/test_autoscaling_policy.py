@@ -18,6 +18,7 @@ from remote_vae_serve.scaling import (
     IDLE_S,
     NOTICE_S,
     TURN_S,
+    USED,
     YieldWhenIdle,
     ask_to_yield,
     gives_way,
@@ -37,15 +38,25 @@ class Serve:
         monkeypatch.setattr(scaling, "_put", lambda key, value, overwrite: store.update({key: value}))
         monkeypatch.setattr(scaling, "time", SimpleNamespace(monotonic=lambda: self.now, time=lambda: self.now))
 
-    def asks(self, policy: YieldWhenIdle, replicas: int, requests: int = 0, after_s: float = 0) -> float:
-        """How many replicas the policy wants."""
+    def asks(
+        self,
+        policy: YieldWhenIdle,
+        replicas: int,
+        requests: int = 0,
+        after_s: float = 0,
+        used: dict[str, float] | None = None,
+        waiting: int = 0,
+    ) -> float:
+        """How many replicas the policy wants, where these say how much they were used."""
         self.now += after_s
         known: dict[str, Any] = dict.fromkeys(
-            ("deployment_id", "aggregated_metrics", "raw_metrics", "last_scale_up_time", "last_scale_down_time")
+            ("deployment_id", "raw_metrics", "last_scale_up_time", "last_scale_down_time")
         )
+        known["aggregated_metrics"] = None if used is None else {USED: used}
         context = AutoscalingContext(
             **known, deployment_name="VAE", app_name="sd", current_num_replicas=replicas, target_num_replicas=replicas,
-            running_replicas=[], total_num_requests=requests, total_queued_requests=0, capacity_adjusted_min_replicas=0,
+            running_replicas=[str(number) for number in range(replicas)], total_num_requests=requests,  # type: ignore[misc]
+            total_queued_requests=waiting, capacity_adjusted_min_replicas=0,
             capacity_adjusted_max_replicas=4, policy_state={}, current_time=self.now, config=CONFIG,
         )  # fmt: skip
         return policy(context)[0]
@@ -64,6 +75,33 @@ def test_the_last_replica_stays_until_it_has_been_idle_for_long_enough(serve: Se
     assert serve.asks(policy, replicas=1, after_s=59) == 1  # a request has begun the minute anew
     assert serve.asks(policy, replicas=1, after_s=59) == 1
     assert serve.asks(policy, replicas=1, after_s=1) == 0
+
+
+def test_reading_what_a_model_is_keeps_none_awake(serve: Serve) -> None:
+    """Serve counts a GET while it runs; the replica knows that it decoded nothing."""
+    policy = YieldWhenIdle(idle_s=60)
+    assert serve.asks(policy, replicas=1, requests=1, used={"0": 0.0}) == 1
+    assert serve.asks(policy, replicas=1, requests=1, used={"0": 0.0}, after_s=60) == 0
+
+
+@pytest.mark.parametrize(
+    "busy", [{"used": {"0": 0.1}}, {"used": {"0": 0.0}, "waiting": 1}], ids=["worked", "is waited for"]
+)
+def test_a_model_that_has_worked_lately_or_is_waited_for_is_not_idle_whatever_runs_now(
+    serve: Serve, busy: dict[str, Any]
+) -> None:
+    policy = YieldWhenIdle(idle_s=60)
+    for _ in range(3):
+        assert serve.asks(policy, replicas=1, after_s=59, **busy) == 1
+    assert serve.asks(policy, replicas=1, after_s=59, used={"0": 0.0}) == 1
+    assert serve.asks(policy, replicas=1, after_s=60, used={"0": 0.0}) == 0
+
+
+@pytest.mark.parametrize("used", [None, {}, {"0": 0.0}], ids=["nobody", "none yet", "not all"])
+def test_where_a_replica_has_not_told_serves_own_count_holds(serve: Serve, used: dict[str, float] | None) -> None:
+    policy = YieldWhenIdle(idle_s=60)
+    serve.asks(policy, replicas=2, requests=1, used=used)
+    assert serve.asks(policy, replicas=2, requests=1, used=used, after_s=600) >= 1
 
 
 def test_of_several_replicas_that_are_idle_one_stays(serve: Serve) -> None:

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from remote_vae.ray_internals import BALANCE_VARIABLE, DEATH_VARIABLES, RECOVERY_VARIABLES
+from remote_vae.ray_internals import BALANCE_VARIABLE, DEATH_VARIABLES, PORT_VARIABLES, RECOVERY_VARIABLES
 from remote_vae_serve.cli import main
 from remote_vae_serve.config import VAEConfig
 from remote_vae_serve.families import table
@@ -279,13 +280,47 @@ def test_run_refuses_a_port_that_somebody_answers_on(here: Path) -> None:
 
 
 @pytest.fixture
-def started(here: Path, monkeypatch: pytest.MonkeyPatch) -> list[Config]:
+def taken() -> set[int]:
+    """Ports of this machine that somebody listens on."""
+    return set()
+
+
+@pytest.fixture
+def started(here: Path, taken: set[int], monkeypatch: pytest.MonkeyPatch) -> list[Config]:
     """The environments of the servers that `run` would have started."""
     environments: list[Config] = []
     monkeypatch.setattr(session, "run", lambda _, environment: environments.append(environment) or 0)
-    monkeypatch.setattr("remote_vae_serve.cli._in_use", lambda *_: False)
+    monkeypatch.setattr("remote_vae_serve.cli.is_taken", lambda *_: False)
+    monkeypatch.setattr("remote_vae_serve.launcher.ports.is_taken", lambda _, port: port in taken)
     command("init")
     return environments
+
+
+def test_a_second_server_under_haproxy_takes_other_ports(started: list[Config], taken: set[int]) -> None:
+    command("run", "--haproxy")
+    taken |= {8404, 9101}
+    command("run", "--haproxy", RAY_SERVE_HAPROXY_METRICS_PORT="9101")
+    command("run")
+    changed = [{key: value for key, value in one.items() if key in PORT_VARIABLES} for one in started]
+    assert [sorted(one) for one in changed] == [
+        [],
+        ["RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT"],
+        [],
+    ]
+    assert changed[1]["RAY_SERVE_HAPROXY_METRICS_PORT"] == "9101"
+    assert int(changed[1]["RAY_SERVE_HAPROXY_STATS_PORT"]) not in (8404, 9101)
+
+
+def test_deploy_starts_an_interpreter_that_shows_rays_token(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[Any] = []
+    monkeypatch.setattr("subprocess.run", lambda words, **how: ran.append((words, how["env"])) or Mock(returncode=3))
+    command("init")
+    assert command("deploy", RAY_AUTH_TOKEN="x").exit_code == 3
+    words, environment = ran[0]
+    assert words[1:] == ["-m", "remote_vae_serve.launcher.deployment", "http://127.0.0.1:8265", "serve_config.yaml"]
+    assert environment["RAY_AUTH_MODE"] == "token"
+    (here / "serve_config.yaml").write_text("applications: nonsense")
+    assert (command("deploy").exit_code, len(ran)) == (2, 1)
 
 
 def test_run_has_haproxy_answer_in_json_after_the_operators_own_algorithm(started: list[Config]) -> None:

@@ -18,6 +18,7 @@ import pytest
 import ray
 from ray import cloudpickle
 from ray._private import ray_constants
+from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 from ray.experimental import internal_kv
 from ray.serve import autoscaling_policy, context
 from ray.serve._private import (
@@ -29,6 +30,8 @@ from ray.serve._private import (
     replica,
 )
 from ray.serve._private.client import ServeControllerClient
+from ray.serve._private.haproxy import HAProxyManager
+from ray.serve.config import AutoscalingContext
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
 from ray.serve.schema import (
     ApplicationDetails,
@@ -39,6 +42,7 @@ from ray.serve.schema import (
     TargetGroup,
 )
 from ray.serve.scripts import run
+from ray.util.state import get_actor
 from starlette.middleware import Middleware
 
 from remote_vae import ray_internals
@@ -220,6 +224,29 @@ def test_the_policy_is_shipped_by_value_and_asks_for_no_module_of_ours() -> None
 def test_serves_own_policy_takes_the_context_alone() -> None:
     policy = autoscaling_policy.replica_queue_length_autoscaling_policy
     assert len(parameters(policy)) == 1, "YieldWhenIdle raises in Serve's controller: nothing scales"
+
+
+def test_serve_tells_the_policy_what_a_replica_has_recorded() -> None:
+    name, meaning = "record_autoscaling_stats", "a GET at a model's own path keeps it awake"
+    assert f'"{name}"' in inspect.getsource(replica), meaning
+    assert name in vars(VAE), meaning
+    assert {"aggregated_metrics", "running_replicas", "total_queued_requests"} <= parameters(AutoscalingContext), (
+        meaning
+    )
+
+
+def test_serve_asks_the_fallback_proxy_of_a_model_without_a_replica() -> None:
+    template = haproxy_templates.HAPROXY_CONFIG_TEMPLATE
+    assert "backend.fallback_server.port }} check backup" in template, "a model that sleeps is not woken: 503"
+
+
+def test_a_running_serve_can_be_told_what_to_serve() -> None:
+    """tests/serve/test_one_url.py does it."""
+    meaning = "`remote-vae-serve deploy` fails"
+    assert "dashboard_head_address" in parameters(ServeSubmissionClient.__init__), meaning
+    assert parameters(ServeSubmissionClient.deploy_applications) == {"self", "config"}, meaning
+    assert "address" in parameters(get_actor), meaning
+    assert "HAProxy" in HAProxyManager.__ray_metadata__.class_name, "each deploy takes the models' own paths away"
 
 
 def test_serve_calls_the_method_that_builds_the_app() -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 from benchmarks import bare_serve
 from remote_vae.ray_internals import FAST_VARIABLES
+from remote_vae_serve.published_paths import BY_INGRESS
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -31,7 +32,7 @@ HAPROXY = FAST_VARIABLES | {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1
 
 
 class Ours:
-    """`with Ours(models, haproxy=True) as ours`: the ingress, and the models each at its direct door as well.
+    """`with Ours(models, haproxy=True) as ours`: the ingress, and the models each at a path of its own, as under the launcher.
 
     Args:
         models: name to the `args` of `remote_vae_serve.app:vae`; `replicas` among them is Serve's `num_replicas`.
@@ -54,7 +55,7 @@ class Ours:
             given = {"source": "x", "device": "cpu", "num_gpus": 0} | args
             replicas = given.pop("replicas", 1)
             applications.append({
-                "name": name, "route_prefix": f"/direct/{name}", "import_path": "remote_vae_serve.app:vae", "args": given,
+                "name": name, "route_prefix": f"/{name}", "import_path": "remote_vae_serve.app:vae", "args": given,
                 "deployments": [{"name": "VAE", "num_replicas": replicas}],
             })  # fmt: skip
 
@@ -80,10 +81,12 @@ class Ours:
         )
 
     def direct(self, model: str) -> str:
-        return f"{self.server.url}/direct/{model}"
+        """At the model's own path: the replica, while there is one."""
+        return f"{self.server.url}/{model}"
 
     def ingress(self, model: str) -> str:
-        return f"{self.server.url}/{model}"
+        """Through the ingress, though the model has a path of its own."""
+        return f"{self.server.url}{BY_INGRESS}/{model}"
 
     @property
     def bare(self) -> str:

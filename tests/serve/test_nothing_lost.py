@@ -33,6 +33,13 @@ def test_nor_under_haproxy() -> None:
 
 
 @pytest.mark.slow
+def test_nor_does_a_plain_client_while_a_model_falls_asleep_and_wakes_at_one_url() -> None:
+    if (reason := why_no_haproxy()) is not None:
+        pytest.skip(reason)
+    assert "| GET right |" in _run("asleep", "--changes", "6")
+
+
+@pytest.mark.slow
 def test_nor_while_a_node_is_lost_and_a_plain_client_neither_while_one_is_drained() -> None:
     told = _run("nodes", "--times", "1", "--faults", "lost,drained")
     assert "| lost | 1 |" in told

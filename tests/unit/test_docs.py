@@ -80,9 +80,11 @@ def test_the_rooms_of_the_readme_are_those_of_the_packages() -> None:
         assert said == found
 
 
-def test_the_picture_of_the_system_is_drawn_for_light_and_dark_by_itself() -> None:
-    """It stands in pages of both kinds, and fetches nothing."""
-    picture = (ROOT / "docs" / "system.svg").read_text()
+@pytest.mark.parametrize("name", ["system", "one_url"])
+def test_the_pictures_are_drawn_for_light_and_dark_by_themselves(name: str) -> None:
+    """They stand in pages of both kinds, and fetch nothing."""
+    picture = (ROOT / "docs" / f"{name}.svg").read_text()
+    assert f"](docs/{name}.svg)" in (ROOT / "README.md").read_text()
     assert "prefers-color-scheme: dark" in picture
     assert re.findall(r"https?://[^\"]*", picture) == ["http://www.w3.org/2000/svg"]
 

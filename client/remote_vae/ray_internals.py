@@ -48,8 +48,8 @@ PORT_VARIABLES = {
     "RAY_SERVE_HAPROXY_METRICS_PORT": 9101,
     "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": 8500,
 }
-"""Environment variables: ports that HAProxy, and the proxy behind it, listen on besides that of HTTP; by Serve's own choice always
-the same, so that a second server on a machine would never come up."""
+"""Environment variables: ports that HAProxy, and the proxy behind it, listen on besides that of HTTP. Without them always those,
+so that a second server on a machine would never come up."""
 
 RECOVERY_VARIABLES = {"RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.3"}
 """Environment variables: how soon Serve replaces a proxy, or HAProxy, that has died: after three checks, ten seconds apart by its

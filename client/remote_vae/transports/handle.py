@@ -96,8 +96,8 @@ class HandleTransport(Transport):
                 if not rounds.goes_on(plain):
                     return self._answered(plain)
 
-    async def try_one_async(self, request: Request) -> Result:
-        rounds = _Rounds(self._wait_s(request))
+    async def try_one_async(self, request: Request, handed_back: HandedBack = ()) -> Result:
+        rounds = _Rounds(self._wait_s(request), handed_back)
         if self._is_to_probe(request):
             with suppress(RemoteVAEError):
                 self._learn_sizes(await _await(self._probe(), PROBE_S))
@@ -195,11 +195,12 @@ class _Rounds:
 
     Args:
         wait_s: seconds for all of them together; None for ever.
+        handed_back: by whom already.
     """
 
-    def __init__(self, wait_s: float | None) -> None:
+    def __init__(self, wait_s: float | None, handed_back: HandedBack = ()) -> None:
         self._give_up = None if wait_s is None else time.monotonic() + wait_s
-        self.handed_back: HandedBack = ()
+        self.handed_back = handed_back
 
     def left_s(self) -> float | None:
         return None if self._give_up is None else max(self._give_up - time.monotonic(), 0.0)

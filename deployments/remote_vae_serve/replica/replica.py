@@ -31,6 +31,7 @@ from remote_vae_serve.http.models import Answerer
 from remote_vae_serve.proxy import behind_tokens
 from remote_vae_serve.replica.event_counters import EventCounters
 from remote_vae_serve.replica.handing_back import HandedBack, HandingBack, handed_back_of
+from remote_vae_serve.replica.handing_on import HandingOn
 from remote_vae_serve.replica.refusal_log import RefusalsWithoutTracebacks
 from remote_vae_serve.replica.usage import Usage
 from remote_vae_serve.scaling import USED
@@ -62,6 +63,7 @@ class VAE:
         self._admission = Admission(self._model)
         self._usage = Usage()
         self._handing_back = HandingBack(context.replica_tag)
+        self._handing_on = HandingOn(self._model, context.replica_tag)
         self._pipeline: Pipeline | None = None
         self._engine: Engine | None = None
         self._failure: ModelFailed | None = None
@@ -200,7 +202,10 @@ class VAE:
 
     async def answer(self, request: Request) -> Result:
         """Decode or encode one request that came by this replica's own HTTP side. Raises RemoteVAEError."""
-        return await (await self._ready()).answer(request)
+        pipeline = await self._ready()
+        wait_s = pipeline.long_wait_s(request)
+        elsewhere = None if wait_s is None else await self._handing_on.answer(request, wait_s)
+        return elsewhere or await pipeline.answer(request)
 
     async def check_health(self) -> None:
         """The health check: Serve asks every few seconds, and replaces a replica that raises three times in a row.

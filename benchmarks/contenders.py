@@ -19,6 +19,7 @@ from typing import Any
 
 from benchmarks import bare_serve
 from remote_vae.ray_internals import FAST_VARIABLES
+from remote_vae_serve.model_paths import with_model_paths
 from remote_vae_serve.published_paths import BY_INGRESS
 
 ROOT = Path(__file__).parents[1]
@@ -35,7 +36,8 @@ class Ours:
     """`with Ours(models, haproxy=True) as ours`: the ingress, and the models each at a path of its own, as under the launcher.
 
     Args:
-        models: name to the `args` of `remote_vae_serve.app:vae`; `replicas` among them is Serve's `num_replicas`.
+        models: name to the `args` of `remote_vae_serve.app:vae`; `replicas` among them is Serve's `num_replicas`, `path` its
+            `route_prefix`.
         haproxy: with the flags of `--haproxy`, or none.
         environment: more of it, such as flags that are tried.
         more: applications besides.
@@ -48,19 +50,21 @@ class Ours:
         environment: Mapping[str, str] | None = None,
         more: tuple[dict[str, Any], ...] = (),
     ) -> None:
+        self._paths: dict[str, str | None] = {}
         applications: list[dict[str, Any]] = [
             {"name": "remote-vae", "route_prefix": "/", "import_path": "remote_vae_serve.app:ingress"}
         ]
         for name, args in models.items():
             given = {"source": "x", "device": "cpu", "num_gpus": 0} | args
             replicas = given.pop("replicas", 1)
+            self._paths[name] = given.pop("path", None)
             applications.append({
-                "name": name, "route_prefix": f"/{name}", "import_path": "remote_vae_serve.app:vae", "args": given,
+                "name": name, "route_prefix": self._paths[name], "import_path": "remote_vae_serve.app:vae", "args": given,
                 "deployments": [{"name": "VAE", "num_replicas": replicas}],
             })  # fmt: skip
 
         def change(config: dict[str, Any]) -> None:
-            config["applications"] = [*applications, *more]
+            config["applications"] = with_model_paths({"applications": [*applications, *more]})["applications"]
             config["logging_config"] = {"enable_access_log": False}
 
         # HAProxy's configuration lies where every Serve of this machine would put it.
@@ -82,7 +86,7 @@ class Ours:
 
     def direct(self, model: str) -> str:
         """At the model's own path: the replica, while there is one."""
-        return f"{self.server.url}/{model}"
+        return f"{self.server.url}{self._paths[model] or f'/{model}'}"
 
     def ingress(self, model: str) -> str:
         """Through the ingress, though the model has a path of its own."""

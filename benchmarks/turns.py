@@ -6,6 +6,7 @@ import math
 import statistics
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,7 +120,8 @@ class Turns:
                 rest = whole - sum(stages.values())
                 notes.append(f"{name}, {clients} client(s): of {whole:.2f} ms {said}; around it {rest:.2f}.")
             if failed := sum(one.failed for one in answers):
-                notes.append(f"{name}, {clients} client(s): {failed} requests FAILED ({answers[-1].statuses}).")
+                statuses = sum((Counter(one.statuses) for one in answers), Counter[str]())
+                notes.append(f"{name}, {clients} client(s): {failed} requests FAILED ({dict(statuses)}).")
         ours = [answers for (_, clients), answers in self._answers.items() if clients != REQUESTS]
         busiest = max(one.client_s / one.wall_s for answers in ours for one in answers)
         return [*notes, f"The client itself took {busiest:.0%} of a core at most."]

@@ -13,6 +13,7 @@ from PIL import Image
 
 from benchmarks import bare_serve
 from benchmarks.contenders import Ours, Peer, bare_loop
+from benchmarks.costs import costs
 from benchmarks.findings import Finding, Goal, figure
 from benchmarks.turns import REQUESTS, Request, Settings, Turns
 
@@ -21,6 +22,7 @@ Run = Callable[[Ours, Settings], Finding]
 DIRECT, INGRESS = "ours, direct door", "ours, ingress"
 BARE, FASTAPI, LITSERVE, LOOP = "bare uvicorn", "FastAPI", "LitServe", "bare loop"
 SERVE = "bare Ray Serve"
+ONE_URL, WRITTEN = "ours, /<model>", "ours, direct door by hand"
 SMALL = Request((1, 4, 64, 64), {"output_type": "pt", "partial_postprocess": "True"})
 LARGE = Request((1, 4, 256, 512), {"output_type": "pt", "partial_postprocess": "True"})
 PICTURE = (1, 4, 128, 128)
@@ -63,9 +65,9 @@ def serving_alone(ours: Ours, settings: Settings) -> Finding:
     goals = (
         Goal.of("p50 of one client, of bare uvicorn's", turns.p50(DIRECT, 1), turns.p50(BARE, 1), 6),
         by_requests(turns, DIRECT, 6),
-        Goal.of("rate of 8 clients, of LitServe's", turns.rate(DIRECT, 8), turns.rate(LITSERVE, 8), 1.7, at_least=True),
+        Goal.of("rate of 8 clients, of LitServe's", turns.rate(DIRECT, 8), turns.rate(LITSERVE, 8), 2, at_least=True),
     )
-    title = "Serving alone: 64 KiB in, 300 KiB out, nothing between; direct door, HAProxy"
+    title = "Serving alone: 64 KiB in, 300 KiB out, nothing between; at the model's own path, HAProxy"
     same = _same(turns.body(DIRECT), turns.body(FASTAPI), turns.body(LITSERVE))
     return Finding("1", title, tuple(turns.figures()), goals, (*turns.notes(), same, _floor(turns), LEAN))
 
@@ -91,15 +93,48 @@ def through_the_ingress(number: str, how: str, limit: float) -> Run:
                 BARE: bare.url,
             }
             turns = Turns(contenders, SMALL, settings, with_requests=True)
-        goals = (
+        goals = [
             Goal.of("p50 of one client, of bare uvicorn's", turns.p50(INGRESS, 1), turns.p50(BARE, 1), limit),
             by_requests(turns, INGRESS, limit),
-        )
+        ]
+        if how == "HAProxy":
+            goals += [
+                Goal.of("p50 of one client, of the direct door's", turns.p50(INGRESS, 1), turns.p50(DIRECT, 1), 3),
+                Goal.of(
+                    "rate of 8 clients, of the direct door's", turns.rate(INGRESS, 8), turns.rate(DIRECT, 8), 0.5, True
+                ),
+            ]
+        else:
+            empty = turns.rate(SERVE, 8)
+            goals.append(
+                Goal.of("rate of 8 clients, of an empty Serve application's", turns.rate(INGRESS, 8), empty, 0.65, True)
+            )
         return Finding(
-            number, f"The same through the ingress, {how}", tuple(turns.figures()), goals, (*turns.notes(), LEAN)
+            number, f"The same through the ingress, {how}", tuple(turns.figures()), tuple(goals), (*turns.notes(), LEAN)
         )
 
     return run
+
+
+def one_url(ours: Ours, settings: Settings) -> Finding:
+    """The path that the launcher gives a model, beside one that somebody has written for its twin."""
+    turns = Turns({ONE_URL: ours.direct("instant"), WRITTEN: ours.direct("twin")}, SMALL, settings)
+    goals = (
+        Goal.of("p50 of one client, of the direct door's", turns.p50(ONE_URL, 1), turns.p50(WRITTEN, 1), 1.1),
+        Goal.of("rate of 8 clients, of the direct door's", turns.rate(ONE_URL, 8), turns.rate(WRITTEN, 8), 0.95, True),
+    )
+    return Finding("10", "One URL, the model awake, HAProxy", tuple(turns.figures()), goals, tuple(turns.notes()))
+
+
+def cost(ours: Ours, settings: Settings) -> Finding:
+    ways = {
+        "small, its own path": (ours.direct("instant"), SMALL),
+        "small, ingress": (ours.ingress("instant"), SMALL),
+        "small, an empty application": (ours.bare, SMALL),
+        "large, its own path": (ours.direct("large"), LARGE),
+        "large, ingress": (ours.ingress("large"), LARGE),
+    }
+    return costs(ours, ways, settings, "11")
 
 
 def large(ours: Ours, settings: Settings) -> Finding:
@@ -107,9 +142,12 @@ def large(ours: Ours, settings: Settings) -> Finding:
     with Peer("bare", job) as bare, Peer("fastapi", job) as fastapi:
         contenders = {DIRECT: ours.direct("large"), SERVE: ours.bare, BARE: bare.url, FASTAPI: fastapi.url}
         turns = Turns(contenders, LARGE, settings)
-    goal = Goal.of("p50 of one client, of bare uvicorn's", turns.p50(DIRECT, 1), turns.p50(BARE, 1), 1.4)
-    title = "2 MiB in, 12 MiB out; direct door, HAProxy"
-    return Finding("3", title, tuple(turns.figures()), (goal,), (*turns.notes(), _floor(turns)))
+    goals = (
+        Goal.of("p50 of one client, of an empty Serve application's", turns.p50(DIRECT, 1), turns.p50(SERVE, 1), 1.25),
+        Goal.of("p50 of one client, of bare uvicorn's", turns.p50(DIRECT, 1), turns.p50(BARE, 1), 1.4),
+    )
+    title = "2 MiB in, 12 MiB out; at the model's own path, HAProxy"
+    return Finding("3", title, tuple(turns.figures()), goals, (*turns.notes(), _floor(turns)))
 
 
 def busy_device(number: str, image_format: str) -> Run:
@@ -194,5 +232,7 @@ HTTP_WORKS = (
     Work("3", True, {"large": fake((2048, 2048))}, large, (bare_serve.application(2048 * 2048 * 3),)),
     Work("4", True, {"device": fake((1024, 1024), decode_s=DEVICE_S)}, busy_device("4", "jpg")),
     Work("5", True, {"device": fake((1024, 1024), decode_s=DEVICE_S)}, busy_device("5", "png")),
+    Work("10", True, {"instant": fake((320, 320)), "twin": fake((320, 320)) | {"path": "/by/hand"}}, one_url),
+    Work("11", True, {"instant": fake((320, 320)), "large": fake((2048, 2048))}, cost, (BARE_SMALL,)),
     Work("2b", False, {"instant": fake((320, 320))}, through_the_ingress("2b", "no flag", 60), (BARE_SMALL,)),
 )

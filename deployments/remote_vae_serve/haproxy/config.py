@@ -65,7 +65,7 @@ def edited(
         left_out: told of each edit that has no place in the text.
     """
     lines = text.splitlines()
-    for edit in _edits(metrics_host, has_tokens):
+    for edit in (*_edits(metrics_host, has_tokens), *_edits_of_ingress(text)):
         if (made := edit.made(lines)) is None:
             left_out(edit.what)
         else:
@@ -96,3 +96,15 @@ def _edits(metrics_host: str, has_tokens: bool) -> Iterator[Edit]:
             ("# Routes are told to who has a token, by an application.",),
             r"\bhttp-request return .* if routes$",
         )
+
+
+def _edits_of_ingress(text: str) -> Iterator[Edit]:
+    """Of the backend of the application at `/`, once there is one.
+
+    An ingress that dies under a request is a 502. Where the connection to it was used before, HAProxy would close that of the
+    client without a word instead: it cannot tell that death from an idle connection that is closed just then. A connection for
+    each request costs 0.1 ms, of 6 ms that a small decode takes there. At the direct door it would be 0.15 ms of 1.8 ms.
+    """
+    backend = re.search(r"^\s*acl is_(\S+) path /$", text, re.MULTILINE)
+    if backend is not None:
+        yield Edit("a 502 where the ingress dies", f"backend {backend[1]}", ("option http-server-close",))

@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Iterator
 
 from remote_vae import errors
-from remote_vae.errors import BadRequest, DeadlineExceeded, RemoteVAEError
+from remote_vae.errors import BadRequest, RemoteVAEError
 from remote_vae_serve.middleware import serve_errors
 
 ID = "%[unique-id]"
@@ -20,10 +20,13 @@ _ID, _PATH = "REQUEST-ID", "THE-PATH"
 
 
 def http_errors() -> Iterator[str]:
-    """Of a section `defaults`: HAProxy's own errors, where it has understood so much of a request that it looks here."""
+    """Of a section `defaults`: HAProxy's own errors once it has read the headers of a request.
+
+    Before that its 400 and 408 are HTML that is compiled in: its parser of HTTP/1 (`h1_send_error` of mux_h1.c) looks into its
+    configuration for no more than whether to say nothing at all.
+    """
     for status, error in (
-        (400, BadRequest("The request is no well-formed HTTP")),
-        (408, DeadlineExceeded("The request did not come within the server's time-out")),
+        (400, BadRequest("The body of the request is no well-formed HTTP, or stopped coming")),
         (502, serve_errors.broke_off()),
         (503, serve_errors.cannot_answer()),
         (504, serve_errors.timed_out()),

@@ -23,9 +23,7 @@ def nothing_at(path: str) -> UnknownRoute:
 
 def broke_off() -> Unavailable:
     """The process that should have answered is gone."""
-    return Unavailable(
-        "The service broke off in the middle of the request; try again", retry_after=BROKE_OFF_RETRY_S
-    )
+    return Unavailable("The service broke off in the middle of the request; try again", retry_after=BROKE_OFF_RETRY_S)
 
 
 def cannot_answer() -> Unavailable:

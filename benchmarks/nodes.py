@@ -43,12 +43,12 @@ from remote_vae.ray_internals import (
     MIDDLEWARE_VARIABLE,
     RECOVERY_VARIABLES,
     SILENCE_VARIABLES,
-    haproxy_defaults,
     serve_details,
 )
 from remote_vae_serve.app import ingress, vae
 from remote_vae_serve.config import IngressConfig, VAEConfig
-from remote_vae_serve.proxy import IMPORT_PATH, haproxy_lines
+from remote_vae_serve.haproxy import command as haproxy_command
+from remote_vae_serve.proxy import IMPORT_PATH
 
 NODES = 3
 REPLICAS = 2
@@ -189,7 +189,7 @@ def main() -> int:
     parser.add_argument("--haproxy", action="store_true")
     parser.add_argument("--out", type=Path, help="also write the tables there")
     args = parser.parse_args()
-    os.environ |= ENVIRONMENT | (FAST_VARIABLES | haproxy_defaults(haproxy_lines()) if args.haproxy else {})
+    os.environ |= ENVIRONMENT | (FAST_VARIABLES | (haproxy_command.variables(os.environ) or {}) if args.haproxy else {})
     todo = [work for work in works() if work.model in (FAKE, DIRECT)]
     port = free_port()
     nodes = Nodes()

@@ -26,7 +26,7 @@ from remote_vae_serve.engine.fake import FakeEngine
 from remote_vae_serve.engine.tiling import UNTILED, TilingPlan
 from remote_vae_serve.families.layouts import NO_HINTS, RequestHints
 from remote_vae_serve.http.app import create_app
-from remote_vae_serve.replica import replica
+from remote_vae_serve.replica import handing_on, replica
 from remote_vae_serve.replica.device_job import Job
 from remote_vae_serve.replica.device_worker import DeviceWorker
 from remote_vae_serve.replica.health import EDGE
@@ -106,6 +106,7 @@ def engine() -> Sick:
 def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Engine], Replica]]:
     monkeypatch.setattr(serve, "get_replica_context", lambda: SimpleNamespace(app_name="model", replica_tag="model"))
     monkeypatch.setattr("ray.get_gpu_ids", list)
+    monkeypatch.setattr(handing_on, "_replicas", lambda application: 1)  # of a Serve that does not run
     made: list[Replica] = []
 
     def make(engine: Engine) -> Replica:

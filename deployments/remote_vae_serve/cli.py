@@ -23,10 +23,10 @@ from remote_vae.ray_internals import (
     LOOPBACK_VARIABLES,
     MIDDLEWARE_VARIABLE,
     RECOVERY_VARIABLES,
-    haproxy_defaults,
     token_mode,
 )
 from remote_vae_serve import proxy
+from remote_vae_serve.haproxy import command as haproxy_command
 from remote_vae_serve.launcher import session
 from remote_vae_serve.launcher.ports import haproxy_ports, is_taken
 from remote_vae_serve.launcher.spill_directory import has_room, spill_directory
@@ -104,6 +104,10 @@ def run(
               f"under args in {config}", code=2)  # fmt: skip
     if any("," in token or not token.strip() for token in tokens):
         _fail("--token takes one token, without commas; repeat it for more", code=2)
+    by_our_program = haproxy_command.variables(os.environ)
+    if haproxy and by_our_program is None:
+        click.echo(f"{haproxy_command.NAME} is not beside {sys.executable}, so HAProxy answers as Serve has it "
+                   "(docs/errors.md); install remote-vae anew", err=True)  # fmt: skip
     variables = {
         **RECOVERY_VARIABLES,
         **DEATH_VARIABLES,
@@ -112,7 +116,7 @@ def run(
         **({settings.TOKENS: ",".join(tokens)} if tokens else {}),
         **(FAST_VARIABLES if haproxy else {}),
         **(haproxy_ports(os.environ) if haproxy and address == "local" else {}),
-        **(haproxy_defaults(proxy.haproxy_lines()) | LOOPBACK_VARIABLES if address == "local" else {}),
+        **((by_our_program or {}) | LOOPBACK_VARIABLES if address == "local" else {}),
     }
     try:
         read = settings.Settings.of(os.environ | variables)

@@ -14,10 +14,8 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp
 
-from remote_vae import errors
-from remote_vae.errors import DeadlineExceeded, Unavailable
 from remote_vae.ray_internals import is_fallback_proxy
-from remote_vae_serve.middleware.json_errors import BROKE_OFF, BROKE_OFF_RETRY_S, RETRY_S, JSONErrors
+from remote_vae_serve.middleware.json_errors import JSONErrors
 from remote_vae_serve.middleware.settings import Settings
 from remote_vae_serve.middleware.size_limit import SizeLimit
 from remote_vae_serve.middleware.to_ingress import ToIngress
@@ -46,20 +44,3 @@ def behind_tokens(app: ASGIApp) -> ASGIApp:
         app.add_middleware(Tokens, settings=settings)
         return app
     return Tokens(app, settings)
-
-
-def haproxy_lines() -> list[str]:
-    """Lines of a `defaults` section of HAProxy's configuration: it says who asked (X-Forwarded-For), and what it says on its own
-    account (502, 503 and 504) is the contract's JSON."""
-    lines = ["option forwardfor", "unique-id-format %[uuid]"]
-    for status, error in (
-        (502, Unavailable(BROKE_OFF, retry_after=BROKE_OFF_RETRY_S)),
-        (503, Unavailable("The service cannot answer at the moment; try again", retry_after=RETRY_S)),
-        (504, DeadlineExceeded("No result within the time-out of the proxy")),
-    ):
-        error.request_id = "%[unique-id]"
-        _, headers, body = errors.render(error)
-        content_type = headers.pop("content-type")
-        rest = "".join(f" hdr {name} {value}" for name, value in (headers | {"x-request-id": error.request_id}).items())
-        lines.append(f"http-error status {status} content-type {content_type}{rest} lf-string '{body.decode()}'")
-    return lines

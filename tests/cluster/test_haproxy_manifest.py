@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from remote_vae import ray_internals
 from remote_vae_serve import model_paths, proxy
 from remote_vae_serve.app import vae
 from remote_vae_serve.config import IngressConfig, VAEConfig
+from remote_vae_serve.haproxy import command
 from remote_vae_serve.middleware import settings
 
 __all__ = ["crd"]  # a fixture
@@ -56,8 +58,8 @@ def made_of(source: str) -> dict[str, Any]:
 def test_every_ray_container_has_what_the_launcher_sets() -> None:
     launcher = (
         ray_internals.FAST_VARIABLES
-        | ray_internals.haproxy_defaults(proxy.haproxy_lines())
         | {ray_internals.MIDDLEWARE_VARIABLE: proxy.IMPORT_PATH}
+        | {ray_internals.HAPROXY_BINARY_VARIABLE: f"/home/ray/{command.NAME}", command.METRICS_HOST: "0.0.0.0"}
     )
     limit = {settings.MAX_BODY_MIB: str(by_name(SOURCE)["remote-vae"]["args"]["max_body_mib"])}
     for container, before in zip(containers(WITH_HAPROXY), containers(MANIFEST), strict=True):
@@ -68,6 +70,11 @@ def test_every_ray_container_has_what_the_launcher_sets() -> None:
         names = [variable["name"] for variable in container["env"]]
         assert len(names) == len(set(names))
     assert generate.MAX_BODY_MIB == settings.MAX_BODY_MIB
+
+
+def test_the_image_has_our_haproxy_where_serve_looks_for_it() -> None:
+    (links,) = re.findall(r"^RUN ln -s .*$", (generate.HERE / "Dockerfile").read_text(), re.MULTILINE)
+    assert links == f'RUN ln -s "$(command -v {command.NAME})" /home/ray/{command.NAME}'
 
 
 def test_every_ray_container_recovers_and_spills_as_under_the_launcher() -> None:

@@ -27,6 +27,7 @@ from local_server import LocalServer, free_port, living
 from raw_http import Answer, connect, exchange, speak
 from remote_vae import errors
 from remote_vae.errors import RemoteVAEError
+from remote_vae_serve.middleware import serve_errors
 from samples import latents
 
 pytestmark = pytest.mark.slow  # three servers, and proxies that are killed
@@ -84,10 +85,14 @@ class Mode:
         head = f"{method} {path} HTTP/1.1\r\nHost: x\r\n".encode() + headers + length + b"\r\n"
         return exchange(self.server.url, head, body, timeout_s=wait_s)
 
-    def begin_slow_decode(self) -> socket.socket:
-        """A request in the middle of being answered."""
+    def begin_slow_decode(self, is_first: bool = True) -> socket.socket:
+        """A request in the middle of being answered, which may be the second on its connection."""
         head = f"POST /slow?{QUERY} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(BODY)}\r\n\r\n".encode()
         connection = connect(self.server.url, timeout_s=WAIT_S)
+        if not is_first:
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            while not connection.recv(65536).endswith(b"}"):
+                pass
         connection.sendall(head + BODY)
         time.sleep(DECODE_S / 2)
         return connection
@@ -166,10 +171,38 @@ def test_before_there_is_an_application_a_404_comes(mode: Mode) -> None:
     """HAProxy writes that one itself, in its configuration."""
     assert mode.before
     for answer in mode.before:
-        if mode.name == "launcher":
-            assert_json(answer, 404, errors.UnknownRoute, is_coming_up=True)
-        else:
-            assert_text(answer, 404, "Path '/fake' not found", errors.UnknownRoute)
+        assert_nothing_is_served(mode, answer, "/fake")
+
+
+def assert_nothing_is_served(mode: Mode, answer: Answer, path: str) -> None:
+    if mode.is_plain:
+        assert_text(answer, 404, f"Path '{path}' not found", errors.UnknownRoute)
+    else:
+        assert_json(answer, 404, errors.UnknownRoute, is_coming_up=True)
+        assert answer.fields is not None
+        assert answer.fields["error"] == serve_errors.nothing_at(path).message
+
+
+def test_a_path_that_is_none_is_a_404(mode: Mode) -> None:
+    """HAProxy knows no path there."""
+    assert_nothing_is_served(mode, mode.ask("*", "OPTIONS"), "" if mode.has_haproxy else "*")
+
+
+def test_what_a_long_query_or_many_cookies_need_is_read_in_every_mode(mode: Mode) -> None:
+    assert_json(mode.ask("/" + "n" * 60_000), 404, errors.UnknownModel)
+    for headers in (b"a: " + b"b" * 60_000 + b"\r\n", b"a: b\r\n" * 900):
+        assert mode.ask("/fake", headers=headers).status == 200
+
+
+def test_haproxys_errors_once_it_has_read_the_headers_are_json(mode: Mode) -> None:
+    connection = connect(mode.server.url, timeout_s=WAIT_S)
+    connection.sendall(POST + b"Transfer-Encoding: chunked\r\n\r\n5\r\n12345\r\n")
+    time.sleep(0.5)
+    answer = speak(connection, b"no chunk\r\n")
+    if mode.has_haproxy:
+        assert_json(answer, 400, errors.BadRequest)
+    else:
+        assert_text(answer, 400, "Invalid HTTP request received.", errors.BadRequest)
 
 
 def test_whoever_answers_http_was_asked_for_our_middleware(mode: Mode) -> None:
@@ -299,15 +332,20 @@ def test_a_websocket_is_turned_away_with_a_sentence(mode: Mode) -> None:
         assert_json(answer, 405, errors.WrongMethod)
 
 
-def test_an_ingress_killed_in_the_middle_of_a_request_is_said_so(mode: Mode) -> None:
-    """Under HAProxy, unless it is being replaced by a newly configured one meanwhile: that cuts the connection."""
-    with mode.begin_slow_decode() as connection:
+@pytest.mark.parametrize("is_first", [True, False])
+def test_an_ingress_killed_in_the_middle_of_a_request_is_said_so(mode: Mode, is_first: bool) -> None:
+    """HAProxy by itself would cut the connection of a request that is not the first, or goes by one of its own that was used.
+
+    Its 503 is that of the proxy behind it, to which it turns while an ingress is being replaced.
+    """
+    mode.ask("/health")
+    with mode.begin_slow_decode(is_first) as connection:
         _kill(mode.server, "ServeReplica:remote-vae:Ingress")
         answer = speak(connection)
     if mode.is_plain:
         assert_text(answer, 500, "Internal Server Error", errors.Unavailable)
-    elif not (mode.has_haproxy and answer == CUT):
-        assert_json(answer, 502 if mode.has_haproxy else 503, errors.Unavailable)
+    else:
+        assert_json(answer, 502 if mode.has_haproxy and answer.status != 503 else 503, errors.Unavailable)
     give_up = time.monotonic() + WAIT_S
     while mode.ask("/fake", wait_s=5).status != 200:
         assert time.monotonic() < give_up

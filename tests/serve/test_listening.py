@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,7 +13,9 @@ from typing import NamedTuple
 
 import grpc
 import pytest
+import requests
 
+from haproxy_binary import why_no_haproxy
 from limits import WAIT_S
 from local_server import LocalServer
 
@@ -24,7 +27,8 @@ LISTENS = "0A"
 REPLICA = "ray::ServeReplica"
 CALL = "/ray.serve.ASGIService/HandleRequest"
 # What Ray hard-codes, by the process's command; docs/operate.md says who may reach it.
-EVERYWHERE = {"python": {REPLICA}, "haproxy": {REPLICA, "haproxy"}}
+EVERYWHERE = {REPLICA}
+TOKEN = "s3cret-of-the-test"
 
 
 class Socket(NamedTuple):
@@ -72,16 +76,45 @@ def answer_to_a_stranger(port: int) -> grpc.StatusCode | None:
     return None
 
 
-@pytest.mark.parametrize("proxy", EVERYWHERE)
-def test_only_what_ray_hard_codes_listens_beyond_loopback(proxy: str) -> None:
-    options = ("--haproxy",) if proxy == "haproxy" else ()
-    with LocalServer(command=(sys.executable, "-m", "remote_vae_serve.cli", "run", *options)) as server:
-        found = set(listening(server.processes()))
-        ports = [socket.port for socket in found if socket.command.startswith(REPLICA) and not socket.is_on_loopback]
-        assert {answer_to_a_stranger(port) for port in ports} == {grpc.StatusCode.UNAUTHENTICATED}
+@pytest.fixture(scope="module", params=["python", "haproxy"])
+def server(request: pytest.FixtureRequest) -> Iterator[LocalServer]:
+    options = ("--haproxy",) if request.param == "haproxy" else ()
+    command = (sys.executable, "-m", "remote_vae_serve.cli", "run", "--token", TOKEN, *options)
+    if options and (reason := why_no_haproxy()) is not None:
+        pytest.skip(reason)
+    with LocalServer(command=command, token=TOKEN) as running:
+        yield running
+
+
+def test_only_what_ray_hard_codes_listens_beyond_loopback(server: LocalServer) -> None:
+    found = set(listening(server.processes()))
+    ports = [socket.port for socket in found if socket.command.startswith(REPLICA) and not socket.is_on_loopback]
+    assert {answer_to_a_stranger(port) for port in ports} == {grpc.StatusCode.UNAUTHENTICATED}
     assert any(socket.is_on_loopback and f"{socket.port}" in server.url for socket in found)
     beyond = {
         (socket.command.split()[0].rpartition("/")[2], socket.port) for socket in found if not socket.is_on_loopback
     }
-    assert all(any(command.startswith(name) for name in EVERYWHERE[proxy]) for command, _ in beyond), sorted(beyond)
+    assert all(any(command.startswith(name) for name in EVERYWHERE) for command, _ in beyond), sorted(beyond)
     assert len(found) > 5
+
+
+@pytest.mark.parametrize("path", ["/-/routes", "/-/ROUTES", "/models"])
+def test_names_are_told_to_who_has_a_token(server: LocalServer, path: str) -> None:
+    refused = requests.get(server.url + path, timeout=WAIT_S)
+    assert (refused.status_code, refused.json()["code"]) == (401, "unauthorized")
+
+
+def test_serves_own_pages_are_there_for_who_may_read_them(server: LocalServer) -> None:
+    routes = requests.get(f"{server.url}/-/routes", headers={"authorization": f"Bearer {TOKEN}"}, timeout=WAIT_S)
+    assert routes.json()["/"] == "remote-vae"
+    assert requests.get(f"{server.url}/-/healthz", timeout=WAIT_S).text == "success"
+
+
+def test_no_token_is_written_beside_haproxys_configuration(server: LocalServer) -> None:
+    """Our file is its owner's alone. Serve's own stands in the command too, by which Serve knows its HAProxies."""
+    for pid in server.processes("haproxy -db"):
+        arguments = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        ours, serves = (Path(arguments[arguments.index(option) + 1]) for option in ("-f", "-L"))
+        assert stat.S_IMODE(ours.stat().st_mode) == 0o600
+        assert ours.read_text() != serves.read_text()
+        assert TOKEN not in ours.read_text()

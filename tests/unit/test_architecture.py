@@ -42,13 +42,14 @@ MAY_IMPORT = {
     "remote_vae_serve.engine": "config families processing codecs",
     "remote_vae_serve.http": "",
     "remote_vae_serve.middleware": "config http published_paths",
+    "remote_vae_serve.haproxy": "middleware",
     "remote_vae_serve.proxy": "middleware published_paths",
     "remote_vae_serve.launcher": "proxy middleware model_paths",
     "remote_vae_serve.replica": "admission config families processing codecs engine http proxy scaling",
     "remote_vae_serve.ingress": "admission config http proxy scaling published_paths",
     "remote_vae_serve.serve_config": "config http ingress model_paths",
     "remote_vae_serve.app": "config engine ingress replica",
-    "remote_vae_serve.cli": "config engine families http ingress launcher middleware model_paths proxy serve_config",
+    "remote_vae_serve.cli": "config engine families haproxy http ingress launcher middleware model_paths proxy serve_config",
 }  # fmt: skip
 OF_THE_CLIENT = {"remote_vae.errors", "remote_vae.protocol", "remote_vae.ray_internals"}
 """What every folder of the server may import; who calls through Ray handles also the transports."""

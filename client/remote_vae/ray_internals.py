@@ -106,7 +106,7 @@ def by_reference(handle: Any) -> Any:
 
 def by_value(handle: Any) -> Any:
     """A deployment handle that calls replicas by gRPC, arguments and results in the message: of what is small. Without it: a
-    TypeError at the first use of a handle; where a message were no more than some KiB, `call_size.SMALL_REPLY` would be too much."""
+    TypeError at the first use of a handle. Were a message to hold but some KiB, `call_size` would say too much."""
     return handle.options(_by_reference=False)
 
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 import click
 
@@ -29,6 +29,7 @@ from remote_vae_serve import proxy
 from remote_vae_serve.haproxy import command as haproxy_command
 from remote_vae_serve.launcher import session
 from remote_vae_serve.launcher.ports import haproxy_ports, is_taken
+from remote_vae_serve.launcher.proxy_choice import NO_TLS, Proxy, why_python
 from remote_vae_serve.launcher.spill_directory import has_room, spill_directory
 from remote_vae_serve.middleware import settings
 
@@ -53,11 +54,15 @@ def main() -> None:
 @main.command()
 @config_argument
 @click.option(
-    "--haproxy",
-    "--fast",
-    is_flag=True,
-    help="Let HAProxy take the requests: faster, and more of them. No TLS of its own.",
+    "--proxy",
+    "asked",
+    type=click.Choice(get_args(Proxy)),
+    default="python",
+    show_default=True,
+    help="Who takes the requests: HAProxy, which is faster, gives each model a path of its own and has no TLS; or Serve's proxy "
+    "in Python; auto is HAProxy wherever it runs.",
 )
+@click.option("--haproxy", "--fast", "asked", flag_value="haproxy", help="The same as --proxy haproxy.")
 @click.option(
     "--token",
     "tokens",
@@ -83,7 +88,7 @@ def main() -> None:
 )
 def run(
     config: Path,
-    haproxy: bool,
+    asked: Proxy,
     tokens: tuple[str, ...],
     max_body_mib: float | None,
     address: str,
@@ -104,6 +109,7 @@ def run(
               f"under args in {config}", code=2)  # fmt: skip
     if any("," in token or not token.strip() for token in tokens):
         _fail("--token takes one token, without commas; repeat it for more", code=2)
+    haproxy = _takes_haproxy(asked, checked, address)
     by_our_program = haproxy_command.variables(os.environ)
     if haproxy and by_our_program is None:
         click.echo(f"{haproxy_command.NAME} is not beside {sys.executable}, so HAProxy answers as Serve has it "
@@ -261,6 +267,15 @@ def add(source: str, subfolder: str | None, name: str | None) -> None:
     family = "no family of its own, so the generic row" if space.family is GENERIC else space.family.name
     comment = f"{space.class_name}, {space.channels} latent channels: {family}; hints: {', '.join(space.takes)}"
     click.echo(_block(name, config, comment), nl=False)
+
+
+def _takes_haproxy(asked: Proxy, checked: ServeConfig, address: str) -> bool:
+    if asked == "haproxy" and checked.has_tls:
+        _fail(f"--proxy haproxy: {NO_TLS}; leave that out, or say --proxy python", code=2)
+    why_not = why_python(checked.has_tls, address) if asked == "auto" else None
+    if why_not is not None:
+        click.echo(f"Serve's own proxy takes the requests: {why_not}", err=True)
+    return asked != "python" and why_not is None
 
 
 def _read(path: Path) -> ServeConfig:

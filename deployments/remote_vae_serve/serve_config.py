@@ -49,12 +49,14 @@ class ServeConfig:
 
     Attributes:
         host, port: where HTTP is answered.
+        has_tls: whether there is a certificate for it.
         models: the arguments of each VAE application, by its name.
         max_body_mib, request_timeout_s: of the ingress; the largest where there are several, the default where there is none.
     """
 
     host: str
     port: int
+    has_tls: bool
     models: Mapping[str, VAEConfig]
     max_body_mib: float
     request_timeout_s: float
@@ -88,6 +90,7 @@ class ServeConfig:
         return cls(
             host=http.host,
             port=http.port,
+            has_tls=bool(http.ssl_certfile),
             models={app["name"]: VAEConfig(**_arguments(app)) for app in applications if app["import_path"] == VAE},
             max_body_mib=max(door.max_body_mib for door in doors),
             request_timeout_s=max(door.request_timeout_s for door in doors),

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import re
 import socket
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from remote_vae.ray_internals import DEATH_VARIABLES, HAPROXY_BINARY_VARIABLE, PORT_VARIABLES, RECOVERY_VARIABLES
 from remote_vae_serve.cli import main
 from remote_vae_serve.config import VAEConfig
 from remote_vae_serve.families import table
-from remote_vae_serve.haproxy import command as haproxy_command
-from remote_vae_serve.launcher import session
 from samples import save_tiny_vae
 
 SHIPPED = Path(__file__).parents[2] / "serve_config.yaml"
@@ -277,90 +272,6 @@ def test_run_refuses_a_port_that_somebody_answers_on(here: Path) -> None:
         result = command("run", "taken.yaml")
     assert result.exit_code == 1
     assert f"127.0.0.1:{port} is in use" in result.stderr
-
-
-@pytest.fixture
-def taken() -> set[int]:
-    """Ports of this machine that somebody listens on."""
-    return set()
-
-
-@pytest.fixture
-def started(here: Path, taken: set[int], monkeypatch: pytest.MonkeyPatch) -> list[Config]:
-    """The environments of the servers that `run` would have started."""
-    environments: list[Config] = []
-    monkeypatch.setattr(session, "run", lambda _, environment: environments.append(environment) or 0)
-    monkeypatch.setattr("remote_vae_serve.cli.is_taken", lambda *_: False)
-    monkeypatch.setattr("remote_vae_serve.launcher.ports.is_taken", lambda _, port: port in taken)
-    command("init")
-    return environments
-
-
-def test_a_second_server_under_haproxy_takes_other_ports(started: list[Config], taken: set[int]) -> None:
-    command("run", "--haproxy")
-    taken |= {8404, 9101}
-    command("run", "--haproxy", RAY_SERVE_HAPROXY_METRICS_PORT="9101")
-    command("run")
-    changed = [{key: value for key, value in one.items() if key in PORT_VARIABLES} for one in started]
-    assert [sorted(one) for one in changed] == [
-        [],
-        ["RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT"],
-        [],
-    ]
-    assert changed[1]["RAY_SERVE_HAPROXY_METRICS_PORT"] == "9101"
-    assert int(changed[1]["RAY_SERVE_HAPROXY_STATS_PORT"]) not in (8404, 9101)
-
-
-def test_deploy_starts_an_interpreter_that_shows_rays_token(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ran: list[Any] = []
-    monkeypatch.setattr("subprocess.run", lambda words, **how: ran.append((words, how["env"])) or Mock(returncode=3))
-    command("init")
-    assert command("deploy", RAY_AUTH_TOKEN="x").exit_code == 3
-    words, environment = ran[0]
-    assert words[1:] == ["-m", "remote_vae_serve.launcher.deployment", "http://127.0.0.1:8265", "serve_config.yaml"]
-    assert environment["RAY_AUTH_MODE"] == "token"
-    (here / "serve_config.yaml").write_text("applications: nonsense")
-    assert (command("deploy").exit_code, len(ran)) == (2, 1)
-
-
-@pytest.fixture
-def script(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What Serve would start as its HAProxy."""
-    monkeypatch.setattr(sys, "executable", str(here / "python"))
-    return here / haproxy_command.NAME
-
-
-def test_run_has_serve_start_haproxy_by_our_program(started: list[Config], script: Path) -> None:
-    script.touch(0o755)
-    assert command("run", "--haproxy").stderr == ""
-    environment = started.pop()
-    assert environment[HAPROXY_BINARY_VARIABLE] == str(script)
-    assert haproxy_command.METRICS_HOST not in environment  # loopback
-
-
-def test_run_passes_on_which_haproxy_the_operator_has_chosen(started: list[Config], script: Path) -> None:
-    script.touch(0o755)
-    assert command("run", "--haproxy", **{HAPROXY_BINARY_VARIABLE: "/opt/haproxy"}).exit_code == 0
-    environment = started.pop()
-    assert (environment[HAPROXY_BINARY_VARIABLE], environment[haproxy_command.BINARY]) == (str(script), "/opt/haproxy")
-
-
-def test_run_leaves_haproxy_alone_and_says_so_where_our_program_is_not(started: list[Config], script: Path) -> None:
-    """Serve would not start with the path of a file that is not there."""
-    result = command("run", "--fast")  # the flag's former name
-    assert result.exit_code == 0
-    assert f"{script.name} is not beside " in result.stderr
-    environment = started.pop()
-    assert environment["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
-    assert HAPROXY_BINARY_VARIABLE not in environment
-    assert command("run").stderr == ""
-
-
-@pytest.mark.parametrize("flags", [(), ("--haproxy",)])
-def test_run_has_serve_replace_a_dead_proxy_soon(started: list[Config], flags: tuple[str, ...]) -> None:
-    """By Serve's own checks it is half a minute of refused connections."""
-    assert command("run", *flags).exit_code == 0
-    assert started.pop().items() >= (RECOVERY_VARIABLES | DEATH_VARIABLES).items()
 
 
 def test_the_shipped_ingress_has_a_second_one_for_when_it_dies() -> None:

@@ -39,7 +39,7 @@ from remote_vae_serve.http.bodies import Bodies
 from remote_vae_serve.http.client_identity import LOOPBACK, ClientIdentity
 from remote_vae_serve.http.models import Answerer, Models
 from remote_vae_serve.http.openapi import document
-from remote_vae_serve.http.responses import reply
+from remote_vae_serve.http.responses import BY_PROXY, reply
 
 logger = logging.getLogger("ray.serve")
 
@@ -210,7 +210,7 @@ class Endpoints:
             give_up = began + min(deadline_of(request.headers) or self._deadline_s, self._deadline_s)
             transfer, result = await asyncio.wait_for(read_and_answer(model), give_up - now())
         headers, body = result.to_http(transfer)
-        return reply(headers, memoryview(body), self._has_connections)
+        return reply(headers, memoryview(body), self._has_connections and BY_PROXY not in request.scope)
 
     def _name(self, request: Request) -> str:
         """The model that a path means; where it names none, the one that lives at this door."""

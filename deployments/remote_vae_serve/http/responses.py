@@ -10,6 +10,8 @@ from typing import Any
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
+BY_PROXY = "remote_vae.by_proxy"
+"""Key of the ASGI scope of a request that has come, or may have, by Serve's proxy to a process that else has its connections."""
 STREAMED = 8 * 2**20
 SLICE = 2**20
 PAUSE_S = 0.001

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from remote_vae_serve.http.responses import BY_PROXY
 from remote_vae_serve.published_paths import BY_INGRESS
 
 
@@ -16,5 +17,5 @@ class ByIngress:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         root: str = scope.get("root_path", "")
         if scope["type"] == "http" and scope["path"].startswith(f"{root}{BY_INGRESS}/"):
-            scope = {**scope, "path": root + scope["path"].removeprefix(root + BY_INGRESS)}
+            scope = {**scope, "path": root + scope["path"].removeprefix(root + BY_INGRESS), BY_PROXY: True}
         await self._app(scope, receive, send)

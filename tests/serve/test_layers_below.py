@@ -28,6 +28,7 @@ from raw_http import Answer, connect, exchange, speak
 from remote_vae import errors
 from remote_vae.errors import RemoteVAEError
 from remote_vae_serve.middleware import serve_errors
+from remote_vae_serve.published_paths import BY_INGRESS
 from samples import latents
 
 pytestmark = pytest.mark.slow  # three servers, and proxies that are killed
@@ -86,8 +87,8 @@ class Mode:
         return exchange(self.server.url, head, body, timeout_s=wait_s)
 
     def begin_slow_decode(self, is_first: bool = True) -> socket.socket:
-        """A request in the middle of being answered, which may be the second on its connection."""
-        head = f"POST /slow?{QUERY} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(BODY)}\r\n\r\n".encode()
+        """A request in the middle of being answered, by way of the ingress, which may be the second on its connection."""
+        head = f"POST {BY_INGRESS}/slow?{QUERY} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(BODY)}\r\n\r\n".encode()
         connection = connect(self.server.url, timeout_s=WAIT_S)
         if not is_first:
             connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")

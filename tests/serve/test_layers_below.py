@@ -348,7 +348,7 @@ def test_an_ingress_killed_in_the_middle_of_a_request_is_said_so(mode: Mode, is_
     else:
         assert_json(answer, 502 if mode.has_haproxy and answer.status != 503 else 503, errors.Unavailable)
     give_up = time.monotonic() + WAIT_S
-    while mode.ask("/fake", wait_s=5).status != 200:
+    while mode.ask(f"{BY_INGRESS}/fake", wait_s=5).status != 200:
         assert time.monotonic() < give_up
         time.sleep(0.2)
 

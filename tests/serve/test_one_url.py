@@ -78,12 +78,13 @@ class OneURL:
         assert answer.status_code == 200, answer.text
         return dict(answer.json())
 
-    def wait_until(self, name: str, state: str) -> None:
-        """By asking as often as it can: that is not to keep a model awake."""
+    def wait_until(self, name: str, state: str) -> dict[str, Any]:
+        """Its description then, by asking as often as it can: that is not to keep a model awake."""
         give_up = time.monotonic() + WAIT_S
-        while (said := self.get(f"/{name}")["state"]) != state:
-            assert time.monotonic() < give_up, f"{name} is {said}"
+        while (said := self.get(f"/{name}"))["state"] != state:
+            assert time.monotonic() < give_up, said
             time.sleep(0.02)
+        return said
 
 
 @pytest.fixture(scope="module")
@@ -157,12 +158,10 @@ def test_reading_wakes_nobody_and_keeps_nobody_awake_and_says_the_same(one: OneU
     one.wait_until("sleeper", "cold")
     assert one.server.processes("ServeReplica:sleeper") == []
     assert one.post("/sleeper").status_code == 200
-    one.wait_until("sleeper", "ready")
-    awake = one.get("/sleeper")
+    awake = one.wait_until("sleeper", "ready")
     began = time.monotonic()
-    one.wait_until("sleeper", "cold")  # under GETs as fast as they go
+    asleep = one.wait_until("sleeper", "cold")  # under GETs as fast as they go
     assert time.monotonic() - began < WAIT_S / 2
-    asleep = one.get("/sleeper")
     for of_a_replica in ("gpu_ids", "state"):
         awake.pop(of_a_replica, None)
         asleep.pop(of_a_replica, None)
@@ -208,8 +207,7 @@ def test_a_model_that_cannot_be_loaded_says_why_on_either_side(one: OneURL) -> N
         assert (answer.status_code, answer.json()["code"]) == (503, "model_failed"), answer.text
         assert int(answer.headers["retry-after"]) > 0
         said.append(answer.json()["error"])
-    one.wait_until("broken", "failed")
-    assert one.get("/broken")["reason"] in said[0]
+    assert one.wait_until("broken", "failed")["reason"] in said[0]
 
 
 def test_models_come_and_go_by_deploy_and_the_others_keep_their_paths_and_processes(one: OneURL) -> None:

@@ -21,7 +21,8 @@ TIME_OUTS = {"request_timeout_s", "deadline_s"}
 def with_model_paths(config: Mapping[str, Any]) -> dict[str, Any]:
     """A Serve configuration in which every model that the ingress at `/` serves has a path of its own, `/<name>`.
 
-    A model with a `route_prefix` keeps it. Without an ingress at `/` nothing is changed.
+    A model with a `route_prefix` keeps it; one whose path another application has gets none, and stays behind the ingress. Without
+    an ingress at `/` nothing is changed.
     """
     applications = config["applications"]
     ingress = next((app for app in applications if app["import_path"] == INGRESS and _path(app) == "/"), None)
@@ -30,9 +31,13 @@ def with_model_paths(config: Mapping[str, Any]) -> dict[str, Any]:
     given = ingress.get("args") or {}
     served = given.get("models")
     limits = {name: given[name] for name in LIMITS if name in given}
+    taken = {_path(app) for app in applications}
     return dict(config) | {
         "applications": [
-            _with_path(app, limits) if served is None or app["name"] in served else app for app in applications
+            _with_path(app, limits)
+            if (served is None or app["name"] in served) and f"/{app['name']}" not in taken
+            else app
+            for app in applications
         ]
     }
 

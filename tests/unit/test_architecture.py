@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "remote_vae_serve.middleware": "config http published_paths",
     "remote_vae_serve.haproxy": "middleware",
     "remote_vae_serve.proxy": "middleware published_paths",
-    "remote_vae_serve.launcher": "haproxy proxy middleware model_paths",
+    "remote_vae_serve.launcher": "haproxy ingress proxy middleware model_paths",
     "remote_vae_serve.replica": "admission config families processing codecs engine http proxy scaling",
     "remote_vae_serve.ingress": "admission config http proxy scaling published_paths",
     "remote_vae_serve.serve_config": "config http ingress model_paths",

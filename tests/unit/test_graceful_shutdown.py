@@ -13,11 +13,24 @@ from remote_vae_serve.launcher.graceful_shutdown import drain
 class Serve:
     """Applications by name, and for how many looks each stays after it was deleted."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, stays: dict[str, float], paths: dict[str, str]) -> None:
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        stays: dict[str, float],
+        paths: dict[str, str],
+        asleep: tuple[str, ...] = (),
+    ) -> None:
         self.log: list[str] = []
         self._stays = dict(stays)
         self._going: set[str] = set()
-        applications = {name: {"route_prefix": paths.get(name)} for name in stays}
+        replica = {"replica_id": "one", "state": "RUNNING"}
+        applications = {
+            name: {
+                "route_prefix": paths.get(name),
+                "deployments": {"VAE": {"replicas": [] if name in asleep else [replica]}},
+            }
+            for name in stays
+        }
         monkeypatch.setattr(graceful_shutdown, "serve_details", lambda: {"applications": applications})
         monkeypatch.setattr("ray.serve.delete", self._delete)
         monkeypatch.setattr("ray.serve.status", self._status)
@@ -43,6 +56,14 @@ def test_models_go_when_the_doors_have_gone(monkeypatch: pytest.MonkeyPatch) -> 
     assert drain(60) == ()
     assert serve.log == ["delete ingress", "delete warm", "warm gone", "ingress gone",
                          "delete sd", "delete flux", *sorted(["sd gone", "flux gone"], key=serve.log.index)]  # fmt: skip
+
+
+def test_a_model_that_is_being_woken_through_the_ingress_goes_when_that_has_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    serve = Serve(monkeypatch, {"sd": 1, "ingress": 3}, {"ingress": "/", "sd": "/sd"}, asleep=("sd",))
+    assert drain(60) == ()
+    assert serve.log == ["delete ingress", "ingress gone", "delete sd", "sd gone"]
 
 
 def test_what_does_not_end_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,6 +43,13 @@ def test_every_model_gets_one_and_who_has_one_keeps_it() -> None:
     }  # fmt: skip
 
 
+def test_a_model_whose_path_somebody_else_has_gets_none() -> None:
+    other = {"name": "other", "route_prefix": "/sd", "import_path": "somebody.elses:app"}
+    assert paths(INGRESS, other, model("sd"), model("flux")) == {
+        "remote-vae": "/", "other": "/sd", "sd": None, "flux": "/flux",
+    }  # fmt: skip
+
+
 def test_a_model_that_the_ingress_does_not_serve_gets_none() -> None:
     assert paths(INGRESS | {"args": {"models": ["sd"]}}, model("sd"), model("flux"))["flux"] is None
 

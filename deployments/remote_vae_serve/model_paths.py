@@ -21,8 +21,8 @@ TIME_OUTS = {"request_timeout_s", "deadline_s"}
 def with_model_paths(config: Mapping[str, Any]) -> dict[str, Any]:
     """A Serve configuration in which every model that the ingress at `/` serves has a path of its own, `/<name>`.
 
-    A model with a `route_prefix` keeps it; one whose path another application has gets none, and stays behind the ingress. Without
-    an ingress at `/` nothing is changed.
+    A model with a `route_prefix` keeps it; one whose path another application has gets none, and stays behind the ingress.
+    Without an ingress at `/` nothing is changed.
     """
     applications = config["applications"]
     ingress = next((app for app in applications if app["import_path"] == INGRESS and _path(app) == "/"), None)

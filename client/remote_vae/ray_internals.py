@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -278,3 +279,4 @@ def serve_run(config: Mapping[str, Any]) -> None:
         file.flush()
         arguments = ["--non-blocking", "--address", "auto", file.name]  # `auto` is the Ray that this process has joined
         run.main(arguments, prog_name="serve run", standalone_mode=False)
+    sys.stdout.flush()  # what it says, into a log too

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -97,7 +98,8 @@ def test_what_python_ignores_haproxy_does_not(folder: Path) -> None:
         '#!/bin/sh\n[ "$1" = -c ] || printf \'"%s"\' "$(grep SigIgn /proc/$$/status | cut -f2)"\n'
     )
     said, _, _ = started(folder)
-    assert int(str(said), 16) == 0
+    ignored = {number for number in signal.valid_signals() if int(str(said), 16) >> (number - 1) & 1}
+    assert not ignored & {signal.SIGPIPE, signal.SIGXFSZ}  # others may be: under nohup, in the background of a script
 
 
 def test_it_imports_nothing_that_is_slow() -> None:

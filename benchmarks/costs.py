@@ -50,14 +50,16 @@ def costs(ours: Ours, ways: Mapping[str, tuple[str, Request]], settings: Setting
                     found.setdefault((way, kind), []).append((spent[kind] - before[kind]) / times)
     figures = [
         figure(way, f"processor time of {kind}", "ms", values)
-        for (way, kind), values in sorted(found.items(), key=_by_way(list(ways)))
+        for way in ways
+        for kind, values in sorted(_of(found, way), key=lambda one: -sum(one[1]))
         if len(values) == settings.repetitions and max(values) >= 0.005
     ]
     return Finding(number, "What a request costs: processor time of each process", tuple(figures + _sums(figures)), ())
 
 
-def _by_way(ways: list[str]):  # type: ignore[no-untyped-def]
-    return lambda item: (ways.index(item[0][0]), -sum(item[1]))
+def _of(found: Mapping[tuple[str, str], list[float]], way: str) -> list[tuple[str, list[float]]]:
+    """The kinds of processes of one way, with what each spent."""
+    return [(kind, values) for (whose, kind), values in found.items() if whose == way]
 
 
 def _sums(figures: list[Figure]) -> list[Figure]:

@@ -110,6 +110,8 @@ def _is_wait(seconds: object) -> bool:
 
 
 DEFAULT_POLICY = RetryPolicy()
+ENDLESS = RetryPolicy(timeout=None)
+"""Of a server's own process, whose HTTP side keeps the deadline."""
 
 
 class RetryState:

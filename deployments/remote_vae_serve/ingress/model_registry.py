@@ -21,7 +21,7 @@ from remote_vae.protocol.model_description import ModelDescription, State
 from remote_vae.protocol.wire import PROTOCOL
 from remote_vae.ray_internals import serve_details
 from remote_vae.transports.handle import HandleTransport
-from remote_vae.transports.retry import RetryPolicy
+from remote_vae.transports.retry import ENDLESS, RetryPolicy
 from remote_vae_serve.http.app import RESERVED
 from remote_vae_serve.ingress import application_details
 from remote_vae_serve.ingress.path_publisher import PathPublisher
@@ -32,7 +32,6 @@ logger = logging.getLogger("ray.serve")
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 REFRESH_S = 1.0
-ENDLESS = RetryPolicy(timeout=None)
 ASK_AGAIN_S = 30.0  # a failed replica may have mended; asked more often, it would never look idle to the autoscaler
 GRACE_S = 6.0  # a replica's process starts within it; longer, and what it lacks is held by others
 DESCRIBE_TIMEOUT_S = 5.0
@@ -280,7 +279,7 @@ class ModelRegistry:
 
 def _transport_to(name: str) -> HandleTransport | None:
     try:
-        return HandleTransport.of_app(name, ENDLESS)  # the HTTP side has the deadline
+        return HandleTransport.of_app(name, ENDLESS)
     except UnknownModel:
         return None  # not there yet; the next refresh tries again
 

@@ -16,9 +16,8 @@ from remote_vae.errors import Overloaded, UnknownModel
 from remote_vae.protocol.request import Request
 from remote_vae.protocol.result import Result
 from remote_vae.transports.handle import MODEL_DEPLOYMENT, HandleTransport
-from remote_vae.transports.retry import RetryPolicy
+from remote_vae.transports.retry import ENDLESS
 
-ENDLESS = RetryPolicy(timeout=None)
 KNOWN_S = 2.0
 """For so long it is known whether there are others."""
 MOST = 8

@@ -53,7 +53,7 @@ def main() -> int:
     chosen = [(name, known[name]) for name in args.only or known]
     answers: list[Answer] = []
     happened: list[Fault] = []
-    watch, over = Watch(), threading.Event()
+    over = threading.Event()
     with serve(models(), args.haproxy, [REAL], ENVIRONMENT) as server:
         todo = works()
         vaes = {name: RemoteVAE(f"{server.url}/{name}", deadline=DEADLINE_S, timeout=(5.0, TRY_S)) for name in DOORS}
@@ -62,6 +62,7 @@ def main() -> int:
             assert outcome is Outcome.RIGHT, (work.name, why)
         seconds = args.minutes * 60
         before = holdings(server.processes())
+        watch = Watch()
         clients = []
         for door in sorted(set(DOORS.values())):
             there = [work for work in todo if DOORS[work.model] == door]

@@ -47,7 +47,7 @@ def silences_table(answers: Sequence[Answer], faults: Sequence[Fault]) -> list[s
     for name in dict.fromkeys(fault.name for fault in faults):
         hits = [fault for fault in faults if fault.name == name and fault.hit]
         cells = [f" {max(each):.1f} s | {statistics.median(each):.1f} s |" if hits else " - | - |"
-                 for each in ([_silence(gaps[door], fault) for fault in hits] for door in doors)]  # fmt: skip
+                 for each in ([_silence(gaps[door], fault, faults) for fault in hits] for door in doors)]  # fmt: skip
         lines.append(f"| {name} | {len(hits)} |{''.join(cells)}")
     return lines
 
@@ -59,8 +59,13 @@ def _gaps(answers: Iterable[Answer]) -> list[tuple[float, float]]:
     )
 
 
-def _silence(gaps: Iterable[tuple[float, float]], fault: Fault) -> float:
-    return max((end - start for start, end in gaps if start < fault.at + AFTER_S and end > fault.at), default=0.0)
+def _silence(gaps: Iterable[tuple[float, float]], fault: Fault, faults: Sequence[Fault]) -> float:
+    """Until the next fault: what goes on from there is the next one's."""
+    next_at = min((other.at for other in faults if other.hit and other.at > fault.at), default=math.inf)
+    during = (
+        min(end, next_at) - start for start, end in gaps if start < min(fault.at + AFTER_S, next_at) and end > fault.at
+    )
+    return max(during, default=0.0)
 
 
 def beyond(answers: Sequence[Answer], faults: Sequence[Fault]) -> list[str]:
@@ -70,7 +75,7 @@ def beyond(answers: Sequence[Answer], faults: Sequence[Fault]) -> list[str]:
         f"- {silence:.1f} s of silence, {door}, after {fault.name}; at most {LIMITS_S[fault.name]:g} s"
         for fault in faults
         for door in LIMITED_DOORS
-        if fault.hit and (silence := _silence(gaps[door], fault)) > LIMITS_S.get(fault.name, math.inf)
+        if fault.hit and (silence := _silence(gaps[door], fault, faults)) > LIMITS_S.get(fault.name, math.inf)
     ]
     deaths = [fault.at for fault in faults if fault.hit and fault.name.endswith("killed")]
     unexplained = [
@@ -92,11 +97,12 @@ def holdings_table(before: Mapping[str, list[Holding]], after: Mapping[str, list
 
 
 def growth_table(growths: Iterable[Growth]) -> list[str]:
-    """At the same age, of the first process of its kind and of the last; of one that lived all along, in its second half."""
+    """After the same time in use, of the first process of its kind and of the last; of one that lived all along, in its second
+    half."""
     lines = ["| process | before | after | |", "|---|---:|---:|---|"]
     for one in growths:
         cells = [
-            f"{look.mib:.0f} MiB, {look.handles} files, {look.age_s:.0f} s old" for look in (one.before, one.after)
+            f"{look.mib:.0f} MiB, {look.handles} files, {look.used_s:.0f} s in use" for look in (one.before, one.after)
         ]
         lines.append(f"| {one.kind} | {cells[0]} | {cells[1]} | {'**grows**' if one.is_leak else ''} |")
     return lines

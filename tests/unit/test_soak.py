@@ -86,6 +86,14 @@ def test_a_silence_is_the_longest_time_without_a_right_answer_after_a_fault() ->
     assert report.what_went_wrong(answers) == ["- 1 x plain, ingress, lost: `why`"]
 
 
+def test_a_silence_that_the_next_fault_brought_is_not_the_first_ones() -> None:
+    answers = [answered(at) for at in (0.0, 10.0, 10.5, 15.0, 15.4, 20.0)]
+    first, missed, second = Fault("first", 10.2, True), Fault("missed", 13.0, False), Fault("second", 15.2, True)
+    lines = report.silences_table(answers, [first, missed, second])
+    assert "| first | 1 | 4.5 s | 4.5 s |" in lines
+    assert "| second | 1 | 4.6 s | 4.6 s |" in lines
+
+
 def test_a_silence_over_its_limit_and_a_loss_without_a_death_are_said() -> None:
     answers = [answered(at) for at in (0.0, 10.0, 12.5, *map(float, range(13, 40)))]
     lost = [answered(10.5, Outcome.LOST), answered(30.0, Outcome.LOST)]
@@ -136,8 +144,26 @@ def test_a_planted_leak_is_seen(leaks: str, is_seen: bool, monkeypatch: pytest.M
     assert growth.is_leak == is_seen
 
 
-def test_one_that_nothing_of_its_age_can_be_compared_with_is_judged_once_it_is_old() -> None:
-    young, later, old = (Holding(1, mib, 10, age_s) for mib, age_s in ((100.0, 60.0), (150.0, 300.0), (150.0, 1800.0)))
+def test_who_waited_for_the_first_request_is_in_use_from_then_on() -> None:
+    command = [sys.executable, "-c", "print('up', flush=True); input()", "ServeReplica:fake:VAE"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(0.3)
+        began, watch = time.monotonic(), Watch()
+        watch.look([process.pid])
+        looked_s = time.monotonic() - began
+        (holding,) = processes.holdings([process.pid])["replica"]
+        process.communicate(b"\n")
+    ((seen,),) = watch._seen["replica"].values()
+    assert seen.used_s <= looked_s + 0.02  # the system counts in hundredths
+    assert holding.used_s >= 0.3 - 0.02
+
+
+def test_one_that_nothing_in_use_for_as_long_can_be_compared_with_is_judged_once_it_is_old() -> None:
+    young, later, old = (
+        Holding(1, mib, 10, used_s) for mib, used_s in ((100.0, 60.0), (150.0, 300.0), (150.0, 1800.0))
+    )
     assert not Growth("proxy", young, later).is_leak
     assert Growth("proxy", young, old).is_leak
 

@@ -34,7 +34,7 @@ HAPROXY = (
     | (haproxy_command.variables(os.environ) or {})
     | {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1"}
 )
-"""As `remote-vae-serve run --haproxy` sets them, but for the last, which only lets it stop soon."""
+"""As `remote-vae-serve run` sets them, but for the last, which only lets it stop soon."""
 
 
 class Ours:

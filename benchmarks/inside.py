@@ -23,9 +23,7 @@ UINT8 = {"output_type": "pt", "partial_postprocess": "True"}
 SHORT, LONG = (1, 4, 16, 16), (1, 4, 358, 358)
 S_PER_MEGAPIXEL = 0.02 * 2**20 / (8 * 16) ** 2  # SHORT takes 20 ms, LONG 10 s
 MIXED_S = 10.0
-SERVES_PROXY = (
-    "Serve's own proxy puts no brake on a replica, and pickles what it fetches; `run --haproxy` is for such replies."
-)
+SERVES_PROXY = "Serve's own proxy puts no brake on a replica, and pickles what it fetches; such replies are HAProxy's."
 
 
 def handle_call(ours: Ours, settings: Settings) -> Finding:

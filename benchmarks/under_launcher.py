@@ -49,7 +49,7 @@ def serve(
         shipped = [app for app in config["applications"] if app["name"] in (INGRESS, *kept)]
         config["applications"] = [*shipped, *models]
 
-    command = (sys.executable, "-m", "remote_vae_serve.cli", "run", *(["--haproxy"] if haproxy else []))
+    command = (sys.executable, "-m", "remote_vae_serve.cli", "run", "--proxy", "haproxy" if haproxy else "python")
     names = (*kept, *(model["name"] for model in models if not sleeps))
     return LocalServer(models=names, change=change, command=command, environment=environment)
 

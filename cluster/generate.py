@@ -1,8 +1,8 @@
 """Writes rayservice.yaml out of ../serve_config.yaml and rayservice.template.yaml; `--check` says whether it is stale.
 
 One list of models serves both `serve run` on one machine and a Kubernetes cluster. All that is different in a cluster is
-in `for_the_cluster` and `on_a_gpu`; what does not depend on the models is in the template. `--haproxy` puts HAProxy in front, by
-the variables in haproxy.yaml, and gives each model a path of its own. Needs PyYAML only.
+in `for_the_cluster` and `on_a_gpu`; what does not depend on the models is in the template. HAProxy is in front, by the variables
+in haproxy.yaml, and gives each model a path of its own; `--proxy python` leaves that to Serve's own proxy. Needs PyYAML only.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def generate(source: str, template: str, haproxy: str | None = None) -> str:
     """The text of rayservice.yaml. Raises Unfit.
 
     Args:
-        haproxy: the text of haproxy.yaml, for HAProxy in front.
+        haproxy: the text of haproxy.yaml, for HAProxy in front; None for Serve's own proxy.
     """
     manifest = yaml.safe_load(template)
     config = for_the_cluster(yaml.safe_load(source))
@@ -190,21 +190,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Write cluster/rayservice.yaml out of serve_config.yaml.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if rayservice.yaml is stale")
     parser.add_argument(
-        "--haproxy",
-        "--fast",
-        action="store_true",
-        help="let HAProxy take the requests, as remote-vae-serve run --haproxy",
+        "--proxy",
+        choices=("haproxy", "python"),
+        default="haproxy",
+        help="who takes the requests, as for remote-vae-serve run; haproxy where it is not said",
+    )
+    parser.add_argument(
+        "--haproxy", "--fast", dest="proxy", action="store_const", const="haproxy", help="the same as haproxy"
     )
     options = parser.parse_args(arguments)
     try:
-        text = generate(SOURCE.read_text(), TEMPLATE.read_text(), HAPROXY.read_text() if options.haproxy else None)
+        haproxy = HAPROXY.read_text() if options.proxy == "haproxy" else None
+        text = generate(SOURCE.read_text(), TEMPLATE.read_text(), haproxy)
     except Unfit as error:
         print(f"serve_config.yaml: {error}", file=sys.stderr)
         return 1
     if not options.check:
         MANIFEST.write_text(text)
     elif not MANIFEST.exists() or MANIFEST.read_text() != text:
-        command = "python cluster/generate.py" + " --haproxy" * options.haproxy
+        command = "python cluster/generate.py" + " --proxy python" * (options.proxy == "python")
         print(f"cluster/rayservice.yaml is stale: run `{command}`.", file=sys.stderr)
         return 1
     return 0

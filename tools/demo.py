@@ -23,6 +23,7 @@ from PIL import Image, ImageDraw
 
 from local_server import LocalServer, ServerFailed
 from remote_vae import RemoteVAE
+from remote_vae.ray_internals import LOOPBACK_VARIABLES
 from remote_vae_serve.config import VAEConfig
 from remote_vae_serve.engine.diffusers_engine import DiffusersEngine
 from remote_vae_serve.engine.weights import DEMO
@@ -86,7 +87,7 @@ def clip(frames: int = 24, width: int = 192, height: int = 128) -> list[Image.Im
 
 def through_a_handle(server: LocalServer, latent: torch.Tensor) -> Image.Image:
     """As a generator in the same cluster would: no HTTP."""
-    os.environ.update(server.ray_environment)
+    os.environ.update(server.ray_environment | LOOPBACK_VARIABLES)
     import ray
     from ray import serve  # noqa: F401  it sets its logger up when it is imported
 
@@ -108,7 +109,7 @@ def main() -> None:
     picture = Image.open(DEMO / "picture.png").convert("RGB")
 
     print("remote-vae demo: one latent, two doors")
-    server = LocalServer()
+    server = LocalServer(command=(sys.executable, "-m", "remote_vae_serve.cli", "run"))
     try:
         ticks = dots()
         with step("start Ray and Serve (some 15 s)"):

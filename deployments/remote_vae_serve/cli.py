@@ -57,10 +57,10 @@ def main() -> None:
     "--proxy",
     "asked",
     type=click.Choice(get_args(Proxy)),
-    default="python",
+    default="auto",
     show_default=True,
     help="Who takes the requests: HAProxy, which is faster, gives each model a path of its own and has no TLS; or Serve's proxy "
-    "in Python; auto is HAProxy wherever it runs.",
+    "in Python. auto is HAProxy wherever that runs.",
 )
 @click.option("--haproxy", "--fast", "asked", flag_value="haproxy", help="The same as --proxy haproxy.")
 @click.option(
@@ -101,7 +101,7 @@ def run(
     nothing is served, exit code 1. At the end requests in flight finish, within --drain-s seconds; a second signal does not wait.
 
     \b
-    Example: REMOTE_VAE_TOKENS=s3cret remote-vae-serve run --haproxy
+    Example: REMOTE_VAE_TOKENS=s3cret remote-vae-serve run
     """
     checked = _read(config)
     if max_body_mib is not None and max_body_mib > checked.max_body_mib:

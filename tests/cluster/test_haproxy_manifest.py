@@ -1,4 +1,4 @@
-"""`generate.py --haproxy`: HAProxy in a cluster as the launcher has it on one machine, and a path of its own for each model."""
+"""The shipped manifest: HAProxy in a cluster as the launcher has it on one machine, and a path of its own for each model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from remote_vae_serve.middleware import settings
 __all__ = ["crd"]  # a fixture
 
 TEXTS = (generate.SOURCE.read_text(), generate.TEMPLATE.read_text(), generate.HAPROXY.read_text())
-WITH_HAPROXY: dict[str, Any] = yaml.safe_load(generate.generate(*TEXTS))
+BARE: dict[str, Any] = yaml.safe_load(generate.generate(*TEXTS[:2]))
+"""For Serve's own proxy."""
 SCALED: dict[str, dict[str, Any]] = {
     "one for good": {"num_replicas": 1},
     "a number that Serve chooses": {"num_replicas": "auto"},
@@ -62,7 +63,7 @@ def test_every_ray_container_has_what_the_launcher_sets() -> None:
         | {ray_internals.HAPROXY_BINARY_VARIABLE: f"/home/ray/{command.NAME}", command.METRICS_HOST: "0.0.0.0"}
     )
     limit = {settings.MAX_BODY_MIB: str(by_name(SOURCE)["remote-vae"]["args"]["max_body_mib"])}
-    for container, before in zip(containers(WITH_HAPROXY), containers(MANIFEST), strict=True):
+    for container, before in zip(containers(MANIFEST), containers(BARE), strict=True):
         added = container["env"][len(before.get("env", [])) :]
         assert container | {"env": added} == before | {"env": added}
         assert container["env"] == [*before.get("env", []), *added]
@@ -78,7 +79,7 @@ def test_the_image_has_our_haproxy_where_serve_looks_for_it() -> None:
 
 
 def test_every_ray_container_recovers_and_spills_as_under_the_launcher() -> None:
-    for container in containers(MANIFEST):
+    for container in (*containers(MANIFEST), *containers(BARE)):
         set_there = {one["name"]: one.get("value") for one in container["env"]}
         assert (
             set_there.items()
@@ -96,16 +97,14 @@ def test_the_head_gives_up_a_silent_node_sooner_than_rays_default() -> None:
 
 
 def test_tokens_come_from_an_optional_secret_and_stand_nowhere_in_the_manifest() -> None:
-    for container in containers(WITH_HAPROXY):
+    for container in containers(MANIFEST):
         (tokens,) = [variable for variable in container["env"] if variable["name"] == settings.TOKENS]
         secret = {"name": "remote-vae-tokens", "key": "tokens", "optional": True}
         assert tokens == {"name": settings.TOKENS, "valueFrom": {"secretKeyRef": secret}}
 
 
 def test_the_proxy_starts_with_these_variables() -> None:
-    environment = {
-        variable["name"]: variable.get("value", "one,two") for variable in containers(WITH_HAPROXY)[0]["env"]
-    }
+    environment = {variable["name"]: variable.get("value", "one,two") for variable in containers(MANIFEST)[0]["env"]}
     assert settings.Settings.of(environment) == settings.Settings(256 * 2**20, ("one", "two"))
 
 
@@ -118,17 +117,15 @@ def test_a_limit_that_is_not_stated_is_left_to_the_default_of_the_ingress() -> N
 
 
 def test_nothing_else_changes_and_the_crd_knows_every_field(crd: Any) -> None:
-    assert [error.message for error in crd.iter_errors(WITH_HAPROXY)] == []
-    bare = copy.deepcopy(WITH_HAPROXY)
-    for container, before in zip(containers(bare), containers(MANIFEST), strict=True):
+    assert [error.message for error in crd.iter_errors(MANIFEST)] == []
+    bare = copy.deepcopy(MANIFEST)
+    for container, before in zip(containers(bare), containers(BARE), strict=True):
         container.pop("env")
         container.update({"env": before["env"]} if "env" in before else {})
     assert bare["spec"].pop("serveConfigV2") == generate.dump(
-        model_paths.with_model_paths(yaml.safe_load(MANIFEST["spec"]["serveConfigV2"]))
+        model_paths.with_model_paths(yaml.safe_load(BARE["spec"]["serveConfigV2"]))
     )
-    assert bare == MANIFEST | {
-        "spec": {key: value for key, value in MANIFEST["spec"].items() if key != "serveConfigV2"}
-    }
+    assert bare == BARE | {"spec": {key: value for key, value in BARE["spec"].items() if key != "serveConfigV2"}}
 
 
 @pytest.mark.parametrize("deployment", SCALED.values(), ids=SCALED)
@@ -170,16 +167,17 @@ def test_what_is_not_stated_is_what_our_builder_and_serve_say() -> None:
     assert deployment.max_ongoing_requests == generate.MAX_ONGOING
 
 
-def test_the_flag_writes_and_checks_that_manifest(
+def test_each_proxy_has_its_manifest_written_and_checked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(generate, "MANIFEST", tmp_path / "rayservice.yaml")
-    assert generate.main([]) == 0
-    assert generate.main(["--haproxy", "--check"]) == 1
-    assert "stale: run `python cluster/generate.py --haproxy`" in capsys.readouterr().err
-    assert generate.main(["--haproxy"]) == generate.main(["--haproxy", "--check"]) == 0
-    assert generate.main(["--fast", "--check"]) == 0  # its former name
-    assert (tmp_path / "rayservice.yaml").read_text() == generate.generate(*TEXTS)
+    for flags in ([], ["--proxy", "haproxy"], ["--haproxy"], ["--fast"]):
+        assert generate.main(flags) == generate.main(["--check"]) == 0
+        assert (tmp_path / "rayservice.yaml").read_text() == generate.generate(*TEXTS)
+    assert generate.main(["--proxy", "python", "--check"]) == 1
+    assert "stale: run `python cluster/generate.py --proxy python`" in capsys.readouterr().err
+    assert generate.main(["--proxy", "python"]) == generate.main(["--proxy", "python", "--check"]) == 0
+    assert (tmp_path / "rayservice.yaml").read_text() == generate.generate(*TEXTS[:2])
 
 
 @pytest.mark.parametrize("path", [generate.__file__, model_paths.__file__], ids=lambda path: Path(path).name)

@@ -62,7 +62,7 @@ def ray_version(text: str, pattern: str) -> str:
 
 def test_rayservice_yaml_is_fresh_and_the_generator_deterministic() -> None:
     assert generate.main(["--check"]) == 0
-    inputs = (generate.SOURCE.read_text(), generate.TEMPLATE.read_text())
+    inputs = (generate.SOURCE.read_text(), generate.TEMPLATE.read_text(), generate.HAPROXY.read_text())
     assert generate.generate(*inputs) == generate.generate(*inputs) == TEXT
 
 
@@ -100,6 +100,9 @@ def test_nothing_but_what_the_generator_states_differs_from_serve_config() -> No
     }
     assert SERVE["http_options"] == SOURCE["http_options"] | {"host": "0.0.0.0", "port": 8000}
     here, there = by_name(SOURCE), by_name(SERVE)
+    ingress = here["remote-vae"]["args"]
+    limits = {name: value for name, value in ingress.items() if name in generate.model_paths.LIMITS}
+    assert limits
     assert [name for name in here if name != "demo"] == list(there)
     for name, application in there.items():
         given = here[name]["args"]
@@ -109,7 +112,8 @@ def test_nothing_but_what_the_generator_states_differs_from_serve_config() -> No
             stated = {"device": "cpu", "num_gpus": 0}
         elif application["import_path"] == VAE:
             stated = {"device": "cuda", "num_gpus": 1 if gpus == "auto" else gpus, "num_cpus": 0}
-        assert application == here[name] | {"args": given | stated}
+        path = here[name]["route_prefix"] or f"/{name}"
+        assert application == here[name] | {"args": limits | given | stated, "route_prefix": path}
 
 
 @pytest.mark.parametrize(

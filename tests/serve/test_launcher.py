@@ -46,7 +46,18 @@ def _two_applications(config: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[LocalServer]:
-    command = (sys.executable, "-m", "remote_vae_serve.cli", "run", "--token", "another", "--token", TOKEN)
+    command = (
+        sys.executable,
+        "-m",
+        "remote_vae_serve.cli",
+        "run",
+        "--proxy",
+        "python",
+        "--token",
+        "another",
+        "--token",
+        TOKEN,
+    )
     running = LocalServer(models=("fake", "slow"), change=_two_applications, command=command, token=TOKEN)
     with running:
         started = running.processes()

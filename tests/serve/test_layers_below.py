@@ -37,7 +37,7 @@ BODY = latents(1, 4, 8, 8).numpy().tobytes()
 DECODE_S = 2.0
 CUT = Answer(0, {}, b"")
 PLAIN = (sys.executable, "-m", "ray.serve.scripts", "run", "--address", "local")
-LAUNCHER = (sys.executable, "-m", "remote_vae_serve.cli", "run")
+LAUNCHER = (sys.executable, "-m", "remote_vae_serve.cli", "run", "--proxy")
 WEBSOCKET = (
     b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
     b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
@@ -86,9 +86,9 @@ class Mode:
         head = f"{method} {path} HTTP/1.1\r\nHost: x\r\n".encode() + headers + length + b"\r\n"
         return exchange(self.server.url, head, body, timeout_s=wait_s)
 
-    def begin_slow_decode(self, is_first: bool = True) -> socket.socket:
+    def begin_slow_decode(self, is_first: bool = True, way: str = BY_INGRESS) -> socket.socket:
         """A request in the middle of being answered, by way of the ingress, which may be the second on its connection."""
-        head = f"POST {BY_INGRESS}/slow?{QUERY} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(BODY)}\r\n\r\n".encode()
+        head = f"POST {way}/slow?{QUERY} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(BODY)}\r\n\r\n".encode()
         connection = connect(self.server.url, timeout_s=WAIT_S)
         if not is_first:
             connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -123,7 +123,7 @@ def mode(request: pytest.FixtureRequest) -> Iterator[Mode]:
     name = str(request.param)
     if name == "haproxy" and (reason := why_no_haproxy()) is not None:
         pytest.skip(reason)
-    command = {"plain": PLAIN, "launcher": LAUNCHER, "haproxy": (*LAUNCHER, "--haproxy")}[name]
+    command = {"plain": PLAIN, "launcher": (*LAUNCHER, "python"), "haproxy": (*LAUNCHER, "haproxy")}[name]
     server = LocalServer(models=("fake", "slow"), change=_applications, command=command, environment=_environment(name))
     running = Mode(name, server)
     server.start(tick=running.knock)
@@ -349,6 +349,22 @@ def test_an_ingress_killed_in_the_middle_of_a_request_is_said_so(mode: Mode, is_
         assert_json(answer, 502 if mode.has_haproxy and answer.status != 503 else 503, errors.Unavailable)
     give_up = time.monotonic() + WAIT_S
     while mode.ask(f"{BY_INGRESS}/fake", wait_s=5).status != 200:
+        assert time.monotonic() < give_up
+        time.sleep(0.2)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_models_replica_killed_in_the_middle_of_a_request_is_said_so(mode: Mode, is_first: bool) -> None:
+    """At the model's own path, where it has one, and at the ingress."""
+    for _ in range(3):  # connections to it that have been used
+        assert mode.ask("/slow").status == 200
+    with mode.begin_slow_decode(is_first, "") as connection:
+        _kill(mode.server, "ServeReplica:slow:")
+        answer = speak(connection)
+    assert_json(answer, 502 if mode.has_haproxy else 503, errors.Unavailable)
+    assert answer.headers["retry-after"]
+    give_up = time.monotonic() + WAIT_S
+    while mode.ask(f"/slow?{QUERY}", "POST", body=BODY, wait_s=10).status != 200:
         assert time.monotonic() < give_up
         time.sleep(0.2)
 

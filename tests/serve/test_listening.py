@@ -78,9 +78,8 @@ def answer_to_a_stranger(port: int) -> grpc.StatusCode | None:
 
 @pytest.fixture(scope="module", params=["python", "haproxy"])
 def server(request: pytest.FixtureRequest) -> Iterator[LocalServer]:
-    options = ("--haproxy",) if request.param == "haproxy" else ()
-    command = (sys.executable, "-m", "remote_vae_serve.cli", "run", "--token", TOKEN, *options)
-    if options and (reason := why_no_haproxy()) is not None:
+    command = (sys.executable, "-m", "remote_vae_serve.cli", "run", "--token", TOKEN, "--proxy", request.param)
+    if request.param == "haproxy" and (reason := why_no_haproxy()) is not None:
         pytest.skip(reason)
     with LocalServer(command=command, token=TOKEN) as running:
         yield running

@@ -112,7 +112,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OneURL]:
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(port), "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
         "HF_HUB_OFFLINE": "1",
     }  # fmt: skip
-    command = (sys.executable, "-m", "remote_vae_serve.cli", "run", "--haproxy", "--token", TOKEN)
+    command = (sys.executable, "-m", "remote_vae_serve.cli", "run", "--token", TOKEN)
     names = tuple(app["name"] for app in models if app["name"] not in ("sleeper", "broken"))
     with LocalServer(models=names, change=change, command=command, token=TOKEN, environment=environment) as server:
         yield OneURL(server, f"http://127.0.0.1:{port}", folder)

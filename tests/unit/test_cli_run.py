@@ -39,7 +39,7 @@ def test_a_second_server_under_haproxy_takes_other_ports(started: list[Config], 
     command("run", "--haproxy")
     taken |= {8404, 9101}
     command("run", "--haproxy", RAY_SERVE_HAPROXY_METRICS_PORT="9101")
-    command("run")
+    command("run", "--proxy", "python")
     changed = [{key: value for key, value in one.items() if key in PORT_VARIABLES} for one in started]
     assert [sorted(one) for one in changed] == [
         [],
@@ -65,7 +65,6 @@ def test_deploy_starts_an_interpreter_that_shows_rays_token(here: Path, monkeypa
 @pytest.mark.parametrize(
     ("flags", "is_haproxy"),
     [
-        ((), False),
         (("--proxy", "python"), False),
         (("--proxy", "haproxy"), True),
         (("--haproxy",), True),
@@ -86,13 +85,14 @@ def test_auto_is_haproxy_wherever_that_runs(started: list[Config], here: Path, m
         else:
             binary.write_text(f"#!/bin/sh\n{script}\n")
             binary.chmod(0o755)
-        result = command("run", "--proxy", "auto")
-        assert result.exit_code == 0
-        assert ("RAY_SERVE_ENABLE_HA_PROXY" in started.pop()) == (not said)
-        assert said in result.stderr
+        for flags in ((), ("--proxy", "auto")):
+            result = command("run", *flags)
+            assert result.exit_code == 0
+            assert ("RAY_SERVE_ENABLE_HA_PROXY" in started.pop()) == (not said)
+            assert said in result.stderr
     binary.write_text("#!/bin/sh\n")
     binary.chmod(0o755)
-    assert "its own environment" in command("run", "--proxy", "auto", "--address", "10.0.0.1:6379").stderr
+    assert "its own environment" in command("run", "--address", "10.0.0.1:6379").stderr
     assert "RAY_SERVE_ENABLE_HA_PROXY" not in started.pop()
 
 
@@ -103,7 +103,7 @@ def test_haproxy_is_not_given_a_certificate_that_it_would_ignore(started: list[C
     refused = command("run", "tls.yaml", "--haproxy")
     assert (refused.exit_code, started) == (2, [])
     assert "no TLS of its own" in refused.stderr
-    assert "no TLS of its own" in command("run", "tls.yaml", "--proxy", "auto").stderr
+    assert "no TLS of its own" in command("run", "tls.yaml").stderr
     assert "RAY_SERVE_ENABLE_HA_PROXY" not in started.pop()
 
 
@@ -137,10 +137,10 @@ def test_run_leaves_haproxy_alone_and_says_so_where_our_program_is_not(started: 
     environment = started.pop()
     assert environment["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
     assert HAPROXY_BINARY_VARIABLE not in environment
-    assert command("run").stderr == ""
+    assert command("run", "--proxy", "python").stderr == ""
 
 
-@pytest.mark.parametrize("flags", [(), ("--haproxy",)])
+@pytest.mark.parametrize("flags", [("--proxy", "python"), ("--haproxy",)])
 def test_run_has_serve_replace_a_dead_proxy_soon(started: list[Config], flags: tuple[str, ...]) -> None:
     """By Serve's own checks it is half a minute of refused connections."""
     assert command("run", *flags).exit_code == 0

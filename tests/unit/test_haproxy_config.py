@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+import requests
 from ray.serve._private.common import RequestProtocol
 from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
 from ray.serve.config import HTTPOptions
 
 from haproxy_binary import why_no_haproxy
+from limits import WAIT_S
 from local_server import free_port
 from raw_http import exchange
 from remote_vae import errors
@@ -24,13 +29,14 @@ from remote_vae.ray_internals import FAST_VARIABLES, haproxy_binary
 from remote_vae_serve.haproxy import config, replies
 from remote_vae_serve.haproxy.config import edited
 from remote_vae_serve.middleware import serve_errors
+from scripted_server import Exchange, ScriptedServer
 
 needs_haproxy = pytest.mark.skipif(why_no_haproxy() is not None, reason=str(why_no_haproxy()))
 APPLICATIONS = {"remote-vae": "/", "flux": "/flux"}
 
 
-def written(folder: Path, applications: Mapping[str, str], **settings: Any) -> str:
-    """What Serve writes for applications at these paths."""
+def written(folder: Path, applications: Mapping[str, str], replica: int = 30000, **settings: Any) -> str:
+    """What Serve writes for applications at these paths, each with a replica at that port."""
     cfg = HAProxyConfig(
         http_options=HTTPOptions(host="127.0.0.1", port=settings.pop("port", 8000)),
         socket_path=str(folder / "admin.sock"),
@@ -47,7 +53,7 @@ def written(folder: Path, applications: Mapping[str, str], **settings: Any) -> s
             path_prefix=prefix,
             app_name=name,
             protocol=RequestProtocol.HTTP,
-            servers=[ServerConfig(name=f"SERVE_REPLICA-{name}", host="127.0.0.1", port=30000)],
+            servers=[ServerConfig(name=f"SERVE_REPLICA-{name}", host="127.0.0.1", port=replica)],
         )
         for name, prefix in applications.items()
     }
@@ -93,10 +99,9 @@ def test_nothing_else_changes(serves: str) -> None:
     changed = changes(serves, edited(serves))
     assert {name: (len(gone), len(came)) for name, (gone, came) in changed.items()} == {
         "global": (0, 1),
-        "defaults": (0, 6),
+        "defaults": (0, 7),
         "frontend prometheus": (1, 1),
         "backend default_backend": (1, 1),
-        "backend http-remote-vae": (0, 1),
         "listen stats": (1, 1),
     }
 
@@ -132,12 +137,6 @@ def test_with_tokens_haproxy_does_not_tell_the_routes_itself(serves: str) -> Non
     assert not answers(edited(serves, has_tokens=True))
 
 
-def test_an_ingress_that_does_not_exist_yet_is_not_missed(tmp_path: Path) -> None:
-    left_out: list[str] = []
-    edited(written(tmp_path, {}), left_out=left_out.append)
-    assert not left_out
-
-
 @pytest.mark.parametrize(
     ("was", "becomes", "what"),
     [
@@ -156,18 +155,17 @@ def test_an_edit_without_a_place_is_left_out_and_said(serves: str, was: str, bec
     text = edited(other, has_tokens=True, left_out=left_out.append)
     assert left_out == [what]
     assert becomes.strip() in text
-    assert len(changes(other, text)) == 6  # of seven
+    assert len(changes(other, text)) == 5  # of six
 
 
-@pytest.fixture(scope="module")
-def haproxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of one that runs with our configuration, before there is an application."""
-    folder = tmp_path_factory.mktemp("running")
+@contextmanager
+def running(folder: Path, applications: Mapping[str, str], replica: int = 30000) -> Iterator[str]:
+    """The URL of a HAProxy with our configuration."""
     port = free_port()
     ports = {"port": port, "metrics_port": free_port(), "stats_port": free_port()}
     bufsize = int(FAST_VARIABLES["RAY_SERVE_HAPROXY_TUNE_BUFSIZE"])
     path = folder / "ours.cfg"
-    path.write_text(edited(written(folder, {}, bufsize=bufsize, **ports)))
+    path.write_text(edited(written(folder, applications, replica, bufsize=bufsize, **ports)))
     process = subprocess.Popen([haproxy_binary(), "-db", "-f", str(path)], stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:
@@ -182,6 +180,34 @@ def haproxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait()
+
+
+@pytest.fixture(scope="module")
+def haproxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of one that runs with our configuration, before there is an application."""
+    with running(tmp_path_factory.mktemp("running"), {}) as url:
+        yield url
+
+
+@needs_haproxy
+def test_a_replica_that_dies_under_a_request_is_a_502_on_used_connections_too(tmp_path: Path) -> None:
+    def answer(exchange: Exchange) -> None:
+        if exchange.path == "/flux/dies":
+            exchange.close_connection = True
+            exchange.connection.shutdown(socket.SHUT_RDWR)
+        else:
+            exchange.reply(200, {}, b"well")
+
+    with (
+        ScriptedServer(answer) as replica,
+        running(tmp_path, {"flux": "/flux"}, urlsplit(replica.url).port or 0) as url,
+        requests.Session() as session,
+    ):
+        for _ in range(3):
+            assert session.post(f"{url}/flux", data=b"x", timeout=WAIT_S).text == "well"
+        answered = session.post(f"{url}/flux/dies", data=b"x", timeout=WAIT_S)
+        assert (answered.status_code, answered.json()["code"]) == (502, "unavailable")
+        assert session.post(f"{url}/flux", data=b"x", timeout=WAIT_S).text == "well"
 
 
 PATHS = {

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import socket
 import threading
 import time
 import tracemalloc
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,8 +22,9 @@ from limits import stretched
 from remote_vae import AsyncRemoteVAE, errors, remote_encode
 from remote_vae.calls.decode_call import DecodeCall
 from remote_vae.calls.encode_call import EncodeCall
-from remote_vae.errors import BadRequest, TimedOut
+from remote_vae.errors import BadRequest, BrokenReply, TimedOut
 from remote_vae.protocol.result import Result
+from remote_vae.protocol.tensors import host_bytes
 from samples import latents
 from scripted_server import Exchange, ScriptedServer
 
@@ -247,7 +250,7 @@ def test_the_loop_runs_on_while_a_client_waits_to_try_again(monkeypatch: pytest.
     assert len(ticks) > 20
 
 
-def test_nothing_that_takes_time_is_done_in_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_takes_time_is_not_done_in_the_loop_and_what_does_not_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """Casting latents, stacking pictures and reading a large PNG take as long as an answer does."""
     threads: dict[str, int] = {}
 
@@ -264,15 +267,38 @@ def test_nothing_that_takes_time_is_done_in_the_loop(monkeypatch: pytest.MonkeyP
             monkeypatch.setattr(call, name, patched)
 
     def answer(exchange: Exchange) -> None:
+        values = replies.pop(0)
+        exchange.reply_result(Result("tensor/binary", np.zeros(4 * values, np.uint8), "float32", (1, 1, 1, values)))
+
+    async def run(url: str) -> tuple[int, Mapping[str, int], Mapping[str, int]]:
+        async with AsyncRemoteVAE(url) as vae:
+            await vae.decode(torch.zeros(1, 4, 256, 256), output_type="pt")
+            await vae.encode(Image.new("RGB", (8, 8)))
+            slow = dict(threads)
+            await vae.decode(Z, output_type="pt")
+            await vae.encode(torch.zeros(1, 3, 8, 8))
+        return threading.get_ident(), slow, threads
+
+    replies = [2**18, 2**18, 1, 1]
+    with ScriptedServer(answer) as server:
+        loops, slow, quick = asyncio.run(run(server.url))
+    assert len(slow) == len(quick) == 4
+    assert loops not in slow.values()
+    assert set(quick.values()) == {loops}
+
+
+def test_a_tensor_that_is_not_in_this_processs_memory_is_fetched_in_a_thread() -> None:
+    assert host_bytes(torch.zeros(2, 3, dtype=torch.bfloat16)) == host_bytes(np.zeros((2, 3), np.float16)) == 12
+    assert host_bytes(torch.zeros(2, 3, device="meta")) == host_bytes([Image.new("RGB", (8, 8))]) == math.inf
+
+
+def test_a_small_reply_of_another_kind_is_said_so_in_async_code_too() -> None:
+    def answer(exchange: Exchange) -> None:
         exchange.reply_result(Result("tensor/binary", np.zeros(4, np.uint8), "float32", (1, 1, 1, 1)))
 
-    async def run(url: str) -> int:
-        async with AsyncRemoteVAE(url) as vae:
-            await vae.decode(Z, output_type="pt")
-            await vae.encode(Image.new("RGB", (8, 8)))
-        return threading.get_ident()
+    async def run(url: str) -> None:
+        async with AsyncRemoteVAE(url, retries=0) as vae:
+            await vae.decode(Z, output_type="mp4")
 
-    with ScriptedServer(answer) as server:
-        loops = asyncio.run(run(server.url))
-    assert len(threads) == 4
-    assert loops not in threads.values()
+    with ScriptedServer(answer) as server, pytest.raises(BrokenReply, match="not a video"):
+        asyncio.run(run(server.url))

@@ -19,7 +19,7 @@ from remote_vae.protocol.hints import Hints
 from remote_vae.protocol.messages import Transfer
 from remote_vae.protocol.output import Output
 from remote_vae.protocol.result import Result
-from remote_vae.protocol.tensors import RawTensor, cast, from_array, is_torch, to_numpy, to_torch
+from remote_vae.protocol.tensors import RawTensor, cast, from_array, host_bytes, is_torch, to_numpy, to_torch
 from remote_vae.protocol.wire import Scaling
 
 if TYPE_CHECKING:
@@ -116,6 +116,11 @@ class DecodeCall:
         if self.output is Output.PT and self.processor is None:
             return ("pt",)
         return ("pil", "pt")
+
+    @property
+    def host_bytes(self) -> float:
+        """Bytes of the latents where they are in this process's memory; infinite elsewhere, whence they have to be fetched."""
+        return host_bytes(self.tensor)
 
     def requests(self) -> list[DecodeRequest]:
         """The requests to send: one, or one for each sample where a reply can hold one image only."""

@@ -16,7 +16,7 @@ from remote_vae.errors import BadRequest
 from remote_vae.protocol.encode_request import EncodeRequest, Picture, SampleMode, in_rgb
 from remote_vae.protocol.hints import Hints
 from remote_vae.protocol.result import Result
-from remote_vae.protocol.tensors import RawTensor, cast, from_array, is_torch, to_numpy, to_torch
+from remote_vae.protocol.tensors import RawTensor, cast, from_array, host_bytes, is_torch, to_numpy, to_torch
 
 if TYPE_CHECKING:
     import torch
@@ -67,6 +67,11 @@ class EncodeCall:
         if self.sample_mode not in tuple(mode.value for mode in SampleMode):
             raise BadRequest(f"sample_mode is {self.sample_mode!r}; expected sample, argmax or moments",
                              parameter="sample_mode")  # fmt: skip
+
+    @property
+    def host_bytes(self) -> float:
+        """Bytes of the image where it is a tensor in this process's memory; infinite elsewhere."""
+        return host_bytes(self.image)
 
     def requests(self) -> list[EncodeRequest]:
         given = self.scaling_factor is not None or self.shift_factor is not None

@@ -88,6 +88,14 @@ def is_torch(value: object) -> bool:
     return torch is not None and isinstance(value, getattr(torch, "Tensor", ()))
 
 
+def host_bytes(value: Any) -> float:
+    """Bytes of a torch tensor or a numpy array in this process's memory; infinite of anything else: a tensor on a GPU is there
+    only when the GPU has made it."""
+    if is_torch(value):
+        return float(value.numel() * value.element_size()) if value.device.type == "cpu" else math.inf
+    return value.nbytes if isinstance(value, np.ndarray) else math.inf
+
+
 def from_array(value: Any) -> RawTensor:
     """A torch tensor (any device) or a numpy array as a RawTensor; no copy where the memory is contiguous on the host.
 
@@ -99,8 +107,11 @@ def from_array(value: Any) -> RawTensor:
 
         name = str(value.dtype).removeprefix("torch.")
         if name in ITEM_SIZE:
-            flat = value.detach().to("cpu").contiguous().flatten().view(torch.uint8)
-            return RawTensor(flat.numpy(), name, tuple(value.shape))
+            whole = value.detach().cpu().contiguous()
+            # Each operation of torch lets go of the GIL, and may wait for it; none of numpy's views does.
+            known = whole.view(torch.int16) if name == "bfloat16" else whole
+            flat = known.numpy().reshape(-1).view(np.uint8)
+            return RawTensor(flat, name, tuple(value.shape))
     elif isinstance(value, np.ndarray):
         name = value.dtype.name
         if name in ITEM_SIZE:
@@ -160,7 +171,9 @@ def view_as_torch(raw: RawTensor) -> torch.Tensor:
     # torch cannot view an odd address as a wider type; a slice of a reply's buffer may be one.
     if data.ctypes.data % ITEM_SIZE[raw.dtype]:
         data = data.copy()
-    return torch.from_numpy(data).view(getattr(torch, raw.dtype)).reshape(raw.shape)
+    if raw.dtype == "bfloat16":
+        return torch.from_numpy(data.view(np.int16).reshape(raw.shape)).view(torch.bfloat16)
+    return torch.from_numpy(data.view(raw.dtype).reshape(raw.shape))
 
 
 class _Writable:

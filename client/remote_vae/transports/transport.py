@@ -98,6 +98,9 @@ class Transport(ABC):
             return list(pool.map(self.send_with_retries, states, batch))
 
     async def send_async(self, batch: Sequence[Request]) -> list[Result]:
+        """The same without blocking the event loop."""
+        if len(batch) == 1:
+            return [await self.send_one_async(batch[0])]
         slots = asyncio.Semaphore(IN_FLIGHT)
 
         async def one(state: RetryState, request: Request) -> Result:

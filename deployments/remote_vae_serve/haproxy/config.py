@@ -65,7 +65,7 @@ def edited(
         left_out: told of each edit that has no place in the text.
     """
     lines = text.splitlines()
-    for edit in (*_edits(metrics_host, has_tokens), *_edits_of_ingress(text)):
+    for edit in _edits(metrics_host, has_tokens):
         if (made := edit.made(lines)) is None:
             left_out(edit.what)
         else:
@@ -78,7 +78,14 @@ def _edits(metrics_host: str, has_tokens: bool) -> Iterator[Edit]:
     yield Edit(
         "JSON for HAProxy's own errors, and who asked",
         "defaults",
-        ("option forwardfor", "unique-id-format %[uuid]", *replies.http_errors()),
+        (
+            "option forwardfor",
+            "unique-id-format %[uuid]",
+            # Who dies under a request is a 502. Where the connection to it was used before, HAProxy would close that of the
+            # client without a word instead: it cannot tell a death from an idle connection that is closed just then.
+            "option http-server-close",
+            *replies.http_errors(),
+        ),
     )
     yield Edit(
         "JSON where no application is",
@@ -96,16 +103,3 @@ def _edits(metrics_host: str, has_tokens: bool) -> Iterator[Edit]:
             ("# Routes are told to who has a token, by an application.",),
             r"\bhttp-request return .* if routes$",
         )
-
-
-def _edits_of_ingress(text: str) -> Iterator[Edit]:
-    """Of the backend of the application at `/`, once there is one.
-
-    An ingress that dies under a request is a 502. Where the connection to it was used before, HAProxy would close that of the
-    client without a word instead: it cannot tell that death from an idle connection that is closed just then. A connection for
-    each request costs little beside the 4 ms of a small decode there. At a model's own path it would be 1.6 ms instead of 1.24,
-    and a third of the rate less.
-    """
-    backend = re.search(r"^\s*acl is_(\S+) path /$", text, re.MULTILINE)
-    if backend is not None:
-        yield Edit("a 502 where the ingress dies", f"backend {backend[1]}", ("option http-server-close",))

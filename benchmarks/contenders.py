@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from benchmarks import bare_serve
-from remote_vae.ray_internals import FAST_VARIABLES
+from remote_vae.ray_internals import DRAINING_VARIABLE, FAST_VARIABLES
 from remote_vae_serve.haproxy import command as haproxy_command
 from remote_vae_serve.model_paths import with_model_paths
 from remote_vae_serve.published_paths import BY_INGRESS
@@ -29,11 +29,7 @@ from local_server import LocalServer, free_port  # noqa: E402
 
 THREADS = 1
 """Of torch, for everybody: with more, on a machine of few cores, it is OpenMP's spinning against the client that is measured."""
-HAPROXY = (
-    FAST_VARIABLES
-    | (haproxy_command.variables(os.environ) or {})
-    | {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1"}
-)
+HAPROXY = FAST_VARIABLES | (haproxy_command.variables(os.environ) or {}) | {DRAINING_VARIABLE: "1"}
 """As `remote-vae-serve run` sets them, but for the last, which only lets it stop soon."""
 
 

@@ -23,12 +23,14 @@ from PIL import Image, ImageDraw
 
 from local_server import LocalServer, ServerFailed
 from remote_vae import RemoteVAE
-from remote_vae.ray_internals import LOOPBACK_VARIABLES
+from remote_vae.ray_internals import DRAINING_VARIABLE, LOOPBACK_VARIABLES
 from remote_vae_serve.config import VAEConfig
 from remote_vae_serve.engine.diffusers_engine import DiffusersEngine
 from remote_vae_serve.engine.weights import DEMO
 
 START = time.monotonic()
+STOPS_SOON = {DRAINING_VARIABLE: "0"}
+"""Nobody else sends it requests."""
 
 
 @contextlib.contextmanager
@@ -109,7 +111,8 @@ def main() -> None:
     picture = Image.open(DEMO / "picture.png").convert("RGB")
 
     print("remote-vae demo: one latent, two doors")
-    server = LocalServer(command=(sys.executable, "-m", "remote_vae_serve.cli", "run"))
+    command = (sys.executable, "-m", "remote_vae_serve.cli", "run")
+    server = LocalServer(command=command, environment=STOPS_SOON)
     try:
         ticks = dots()
         with step("start Ray and Serve (some 15 s)"):

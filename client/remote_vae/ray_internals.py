@@ -30,6 +30,10 @@ HAPROXY_VARIABLE = "RAY_SERVE_ENABLE_HA_PROXY"
 """Environment variable: "1" puts HAProxy in the place of Serve's proxy in Python, which stays as fallback proxy, for applications
 without a replica. Our own code reads it as well, to know whether models have paths of their own."""
 
+DRAINING_VARIABLE = "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"
+"""Environment variable: seconds that an ingress or a replica which is asked to stop waits for HAProxy to forget it; its GPU is
+held meanwhile. Without it: half a minute, by Serve's own choice."""
+
 FAST_VARIABLES = {
     HAPROXY_VARIABLE: "1",  # Serve's data plane in C
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "0",  # it takes 4 MiB at most, and is slow from 0.5 MB on
@@ -38,8 +42,7 @@ FAST_VARIABLES = {
     # which nobody takes the pieces piles up between them (400 MiB took 1.7 times its size, now 1.0).
     OWN_THREAD_VARIABLE: "0",
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "65536",  # latents and pictures are larger than the pages that 16 KiB are meant for
-    # An ingress or a replica that is asked to stop waits so long for HAProxy to forget it; its GPU is held meanwhile.
-    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "10",
+    DRAINING_VARIABLE: "10",
 }
 """Environment variables: HAProxy in front, and what goes well with it. Set on every node of a cluster. Serve ignores one that it
 does not know: without the first, `--fast` is the proxy in Python; without any other, a setting is back at its default."""

@@ -19,7 +19,6 @@ import click
 from remote_vae.ray_internals import (
     DASHBOARD_VARIABLE,
     DEATH_VARIABLES,
-    FAST_VARIABLES,
     LOOPBACK_VARIABLES,
     MIDDLEWARE_VARIABLE,
     RECOVERY_VARIABLES,
@@ -27,7 +26,7 @@ from remote_vae.ray_internals import (
 )
 from remote_vae_serve import proxy
 from remote_vae_serve.haproxy import command as haproxy_command
-from remote_vae_serve.launcher import session
+from remote_vae_serve.launcher import proxy_choice, session
 from remote_vae_serve.launcher.ports import haproxy_ports, is_taken
 from remote_vae_serve.launcher.proxy_choice import NO_TLS, Proxy, why_python
 from remote_vae_serve.launcher.spill_directory import has_room, spill_directory
@@ -120,7 +119,7 @@ def run(
         MIDDLEWARE_VARIABLE: proxy.IMPORT_PATH,
         settings.MAX_BODY_MIB: str(max_body_mib or checked.max_body_mib),
         **({settings.TOKENS: ",".join(tokens)} if tokens else {}),
-        **(FAST_VARIABLES if haproxy else {}),
+        **proxy_choice.variables(haproxy, os.environ),
         **(haproxy_ports(os.environ) if haproxy and address == "local" else {}),
         **((by_our_program or {}) | LOOPBACK_VARIABLES if address == "local" else {}),
     }

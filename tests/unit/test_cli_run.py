@@ -11,7 +11,13 @@ import pytest
 import yaml
 from test_cli import SHIPPED, Config, command, here
 
-from remote_vae.ray_internals import DEATH_VARIABLES, HAPROXY_BINARY_VARIABLE, PORT_VARIABLES, RECOVERY_VARIABLES
+from remote_vae.ray_internals import (
+    DEATH_VARIABLES,
+    FAST_VARIABLES,
+    HAPROXY_BINARY_VARIABLE,
+    PORT_VARIABLES,
+    RECOVERY_VARIABLES,
+)
 from remote_vae_serve.haproxy import command as haproxy_command
 from remote_vae_serve.launcher import session
 
@@ -72,8 +78,16 @@ def test_deploy_starts_an_interpreter_that_shows_rays_token(here: Path, monkeypa
     ],
 )
 def test_run_takes_the_proxy_that_is_asked_for(started: list[Config], flags: tuple[str, ...], is_haproxy: bool) -> None:
-    assert command("run", *flags).exit_code == 0
-    assert (started.pop().get("RAY_SERVE_ENABLE_HA_PROXY") == "1") == is_haproxy
+    """Whatever the environment says."""
+    assert command("run", *flags, RAY_SERVE_ENABLE_HA_PROXY=str(int(not is_haproxy))).exit_code == 0
+    assert (started.pop()["RAY_SERVE_ENABLE_HA_PROXY"] == "1") == is_haproxy
+
+
+def test_what_the_operator_has_set_for_haproxy_stays(started: list[Config]) -> None:
+    assert command("run", "--haproxy", RAY_SERVE_HAPROXY_TUNE_BUFSIZE="16384").exit_code == 0
+    environment = started.pop()
+    assert environment["RAY_SERVE_HAPROXY_TUNE_BUFSIZE"] == "16384"
+    assert environment.items() >= (FAST_VARIABLES | {"RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "16384"}).items()
 
 
 def test_auto_is_haproxy_wherever_that_runs(started: list[Config], here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,12 +102,12 @@ def test_auto_is_haproxy_wherever_that_runs(started: list[Config], here: Path, m
         for flags in ((), ("--proxy", "auto")):
             result = command("run", *flags)
             assert result.exit_code == 0
-            assert ("RAY_SERVE_ENABLE_HA_PROXY" in started.pop()) == (not said)
+            assert (started.pop()["RAY_SERVE_ENABLE_HA_PROXY"] == "1") == (not said)
             assert said in result.stderr
     binary.write_text("#!/bin/sh\n")
     binary.chmod(0o755)
     assert "its own environment" in command("run", "--address", "10.0.0.1:6379").stderr
-    assert "RAY_SERVE_ENABLE_HA_PROXY" not in started.pop()
+    assert started.pop()["RAY_SERVE_ENABLE_HA_PROXY"] == "0"
 
 
 def test_haproxy_is_not_given_a_certificate_that_it_would_ignore(started: list[Config], here: Path) -> None:
@@ -104,7 +118,7 @@ def test_haproxy_is_not_given_a_certificate_that_it_would_ignore(started: list[C
     assert (refused.exit_code, started) == (2, [])
     assert "no TLS of its own" in refused.stderr
     assert "no TLS of its own" in command("run", "tls.yaml").stderr
-    assert "RAY_SERVE_ENABLE_HA_PROXY" not in started.pop()
+    assert started.pop()["RAY_SERVE_ENABLE_HA_PROXY"] == "0"
 
 
 @pytest.fixture

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Mapping
 from typing import Literal
 
-from remote_vae.ray_internals import haproxy_binary
+from remote_vae.ray_internals import FAST_VARIABLES, HAPROXY_VARIABLE, haproxy_binary
 from remote_vae_serve.haproxy.command import BINARY
 
 Proxy = Literal["auto", "haproxy", "python"]
@@ -31,3 +32,10 @@ def why_python(has_tls: bool, address: str) -> str | None:
     except (OSError, subprocess.SubprocessError) as error:
         return f"no HAProxy runs here: {error}"
     return None
+
+
+def variables(haproxy: bool, environment: Mapping[str, str]) -> dict[str, str]:
+    """Environment in which Serve has that proxy; what goes with HAProxy stays as the operator has set it."""
+    if not haproxy:
+        return {HAPROXY_VARIABLE: "0"}
+    return {name: environment.get(name, value) for name, value in FAST_VARIABLES.items()} | {HAPROXY_VARIABLE: "1"}

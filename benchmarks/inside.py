@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from benchmarks.turns import Request, Settings
 from benchmarks.works import DIRECT, INGRESS, Run, Work, fake
 
 HUGE = (11824, 11824)  # times three: 400 MiB
+LARGE = (1, 4, 3620, 3620)  # of float32: 200 MiB
 UINT8 = {"output_type": "pt", "partial_postprocess": "True"}
 SHORT, LONG = (1, 4, 16, 16), (1, 4, 358, 358)
 S_PER_MEGAPIXEL = 0.02 * 2**20 / (8 * 16) ** 2  # SHORT takes 20 ms, LONG 10 s
@@ -56,34 +59,55 @@ def handle_call(ours: Ours, settings: Settings) -> Finding:
     return Finding("7", "50 MiB of latents, and small ones, through a handle, from an actor", figures, goals)
 
 
-def memory(number: str, how: str) -> Run:
+def large_reply(number: str, how: str) -> Run:
     def run(ours: Ours, settings: Settings) -> Finding:
         payload = HUGE[0] * HUGE[1] * 3
-        request = Request((1, 4, 8, 8), UINT8)
-        ratios, walls, who = [], [], {}
-        # Once, before the first request: what a process keeps of one reply is no part of its rest when the next one comes.
-        rest = {pid: _status(pid, "VmRSS") for pid in ours.processes()}
-        with tempfile.TemporaryDirectory() as folder:
-            load = Load(
-                f"{ours.direct('huge')}?{request.query}", request.written(Path(folder)), count=1, warm_up=0, seconds=60
-            )
-            for _ in range(settings.repetitions):
-                for pid in rest:
-                    _reset_peak(pid)
-                answers = load.run()
-                who = {pid: _status(pid, "VmHWM") - size for pid, size in rest.items()}
-                # The engine has the pixels at rest already; a real one would have to make them.
-                ratios.append((sum(who.values()) + payload) / payload)
-                walls.append(answers.p50 / 1000)
-            most = sorted(who.items(), key=lambda item: -item[1])[:3]
-            named = ", ".join(f"{_name(pid)} {size / 2**20:.0f} MiB" for pid, size in most)
-        figures = (figure(DIRECT, "peak over payload", "x", ratios), figure(DIRECT, "whole answer", "s", walls))
-        goal = Goal("peak of all processes over their rest, of the payload", tuple(ratios), 1.5)
-        note = f"Grown most in the last one, beside the engine's own {payload / 2**20:.0f} MiB: {named}."
-        goals, notes = ((goal,), (note,)) if how == "HAProxy" else ((), (note, SERVES_PROXY))
-        return Finding(number, f"One reply of 400 MiB, direct door, {how}: memory", figures, goals, notes)
+        grown, walls, most = _grown(ours, "huge", Request((1, 4, 8, 8), UINT8), settings)
+        # The engine has the pixels at rest already; a real one would have to make them.
+        ratios = [(one + payload) / payload for one in grown]
+        note = f"Grown most in the last one, beside the engine's own {payload / 2**20:.0f} MiB: {most}."
+        is_flat = how == "HAProxy"
+        title = f"One reply of 400 MiB, direct door, {how}: memory"
+        return _memory(number, title, ratios, walls, (note,) if is_flat else (note, SERVES_PROXY), is_flat)
 
     return run
+
+
+def large_request(ours: Ours, settings: Settings) -> Finding:
+    payload = 4 * math.prod(LARGE)
+    grown, walls, most = _grown(ours, "wide", Request(LARGE, UINT8), settings)
+    ratios = [one / payload for one in grown]
+    title = "One request of 200 MiB, direct door, HAProxy: memory"
+    return _memory("8c", title, ratios, walls, (f"Grown most in the last one: {most}.",), True)
+
+
+def _memory(
+    number: str, title: str, ratios: Sequence[float], walls: Sequence[float], notes: tuple[str, ...], is_flat: bool
+) -> Finding:
+    figures = (figure(DIRECT, "peak over payload", "x", ratios), figure(DIRECT, "whole answer", "s", walls))
+    goal = Goal("peak of all processes over their rest, of the payload", tuple(ratios), 1.5)
+    return Finding(number, title, figures, (goal,) if is_flat else (), notes)
+
+
+def _grown(ours: Ours, model: str, request: Request, settings: Settings) -> tuple[list[float], list[float], str]:
+    """Of each repetition the bytes by which all processes grew over their rest at its peak, and seconds to the whole answer; and
+    which grew most."""
+    grown, walls, who = [], [], {}
+    # Once, before the first request: what a process keeps of one reply is no part of its rest when the next one comes.
+    rest = {pid: _status(pid, "VmRSS") for pid in ours.processes()}
+    with tempfile.TemporaryDirectory() as folder:
+        load = Load(
+            f"{ours.direct(model)}?{request.query}", request.written(Path(folder)), count=1, warm_up=0, seconds=60
+        )
+        for _ in range(settings.repetitions):
+            for pid in rest:
+                _reset_peak(pid)
+            answers = load.run()
+            who = {pid: _status(pid, "VmHWM") - size for pid, size in rest.items()}
+            grown.append(float(sum(who.values())))
+            walls.append(answers.p50 / 1000)
+        most = sorted(who.items(), key=lambda item: -item[1])[:3]
+        return grown, walls, ", ".join(f"{_name(pid)} {size / 2**20:.0f} MiB" for pid, size in most)
 
 
 def mixed(ours: Ours, settings: Settings) -> Finding:
@@ -149,9 +173,10 @@ def _name(pid: int) -> str:
 
 INSIDE: tuple[Work, ...] = (
     Work("7", True, {"wide": fake((64, 64))}, handle_call, (PLAIN,)),
-    Work("8a", True, {"huge": fake(HUGE)}, memory("8a", "HAProxy")),
+    Work("8a", True, {"huge": fake(HUGE)}, large_reply("8a", "HAProxy")),
+    Work("8c", True, {"wide": fake((64, 64))}, large_request),
     Work("9", True, {"mixed": fake((64, 64), seconds_per_megapixel=S_PER_MEGAPIXEL) | {"replicas": 2}}, mixed),
-    Work("8b", False, {"huge": fake(HUGE)}, memory("8b", "no flag")),
+    Work("8b", False, {"huge": fake(HUGE)}, large_reply("8b", "no flag")),
 )
 
 

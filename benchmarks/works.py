@@ -209,7 +209,10 @@ def real_decode(number: str, folder: str, latents: int) -> Run:
 
 def _floor(turns: Turns) -> str:
     ratio = turns.p50(SERVE, 1).median / turns.p50(BARE, 1).median
-    return f"An empty application of Ray Serve's takes {ratio:.1f} times what bare uvicorn takes: nothing on Serve takes less."
+    return (
+        f"An empty application of Ray Serve's takes {ratio:.1f} times what bare uvicorn takes: nothing on Serve takes less. It is "
+        "behind the same HAProxy as ours, with a connection for each request, which costs it as much (one_url.md)."
+    )
 
 
 def _same(*bodies: bytes) -> str:

@@ -98,6 +98,11 @@ class Ours:
         """Of an application of `bare_serve`, where it is among `more`."""
         return self.server.url + bare_serve.PATH
 
+    @property
+    def relayed(self) -> str:
+        """Of the application of `bare_serve` that answers by a handle."""
+        return self.server.url + bare_serve.RELAYED
+
     def processes(self) -> list[int]:
         return self.server.processes()
 

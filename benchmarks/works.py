@@ -21,7 +21,7 @@ Run = Callable[[Ours, Settings], Finding]
 
 DIRECT, INGRESS = "ours, direct door", "ours, ingress"
 BARE, FASTAPI, LITSERVE, LOOP = "bare uvicorn", "FastAPI", "LitServe", "bare loop"
-SERVE = "bare Ray Serve"
+SERVE, RELAYED = "bare Ray Serve", "bare Ray Serve, ingress and handle"
 ONE_URL, WRITTEN = "ours, /<model>", "ours, direct door by hand"
 SMALL = Request((1, 4, 64, 64), {"output_type": "pt", "partial_postprocess": "True"})
 LARGE = Request((1, 4, 256, 512), {"output_type": "pt", "partial_postprocess": "True"})
@@ -90,6 +90,7 @@ def through_the_ingress(number: str, how: str, limit: float) -> Run:
                 INGRESS: ours.ingress("instant"),
                 DIRECT: ours.direct("instant"),
                 SERVE: ours.bare,
+                RELAYED: ours.relayed,
                 BARE: bare.url,
             }
             turns = Turns(contenders, SMALL, settings, with_requests=True)
@@ -110,7 +111,11 @@ def through_the_ingress(number: str, how: str, limit: float) -> Run:
                 Goal.of("rate of 8 clients, of an empty Serve application's", turns.rate(INGRESS, 8), empty, 0.65, True)
             )
         return Finding(
-            number, f"The same through the ingress, {how}", tuple(turns.figures()), tuple(goals), (*turns.notes(), LEAN)
+            number,
+            f"The same through the ingress, {how}",
+            tuple(turns.figures()),
+            tuple(goals),
+            (*turns.notes(), LEAN, _relay_floor(turns)),
         )
 
     return run
@@ -207,11 +212,20 @@ def real_decode(number: str, folder: str, latents: int) -> Run:
     return run
 
 
+def _relay_floor(turns: Turns) -> str:
+    """What an ingress on Serve cannot be faster than."""
+    direct, relayed = ((turns.p50(who, 1).median, turns.rate(who, 8).median) for who in (DIRECT, RELAYED))
+    return (
+        f"An empty ingress that has an empty deployment answer, by value, has {relayed[0] / direct[0]:.1f} times the direct "
+        f"door's p50 and {relayed[1] / direct[1]:.2f} of its rate: with a handle of Serve's nothing takes less."
+    )
+
+
 def _floor(turns: Turns) -> str:
     ratio = turns.p50(SERVE, 1).median / turns.p50(BARE, 1).median
     return (
-        f"An empty application of Ray Serve's takes {ratio:.1f} times what bare uvicorn takes: nothing on Serve takes less. It is "
-        "behind the same HAProxy as ours, with a connection for each request, which costs it as much (one_url.md)."
+        f"An empty application of Ray Serve's takes {ratio:.1f} times what bare uvicorn takes: nothing on Serve takes less. It "
+        "is behind the same HAProxy as ours, with a connection for each request, which costs it as much (one_url.md)."
     )
 
 
@@ -229,13 +243,22 @@ def _same_picture(*files: bytes) -> str:
 
 
 BARE_SMALL = bare_serve.application(320 * 320 * 3)
+RELAYED_SMALL = bare_serve.relayed_application(320 * 320 * 3)
 HTTP_WORKS = (
     Work("1", True, {"instant": fake((320, 320))}, serving_alone, (BARE_SMALL,)),
-    Work("2a", True, {"instant": fake((320, 320))}, through_the_ingress("2a", "HAProxy", 30), (BARE_SMALL,)),
+    Work(
+        "2a", True, {"instant": fake((320, 320))}, through_the_ingress("2a", "HAProxy", 30), (BARE_SMALL, RELAYED_SMALL)
+    ),
     Work("3", True, {"large": fake((2048, 2048))}, large, (bare_serve.application(2048 * 2048 * 3),)),
     Work("4", True, {"device": fake((1024, 1024), decode_s=DEVICE_S)}, busy_device("4", "jpg")),
     Work("5", True, {"device": fake((1024, 1024), decode_s=DEVICE_S)}, busy_device("5", "png")),
     Work("10", True, {"instant": fake((320, 320)), "twin": fake((320, 320)) | {"path": "/by/hand"}}, one_url),
     Work("11", True, {"instant": fake((320, 320)), "large": fake((2048, 2048))}, cost, (BARE_SMALL,)),
-    Work("2b", False, {"instant": fake((320, 320))}, through_the_ingress("2b", "no flag", 60), (BARE_SMALL,)),
+    Work(
+        "2b",
+        False,
+        {"instant": fake((320, 320))},
+        through_the_ingress("2b", "no flag", 60),
+        (BARE_SMALL, RELAYED_SMALL),
+    ),
 )

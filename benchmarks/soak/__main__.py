@@ -62,7 +62,7 @@ def main() -> int:
             assert outcome is Outcome.RIGHT, (work.name, why)
         seconds = args.minutes * 60
         before = holdings(server.processes())
-        watch = Watch()
+        watch = Watch(len(chosen) * args.every)
         clients = []
         for door in sorted(set(DOORS.values())):
             there = [work for work in todo if DOORS[work.model] == door]

@@ -43,8 +43,8 @@ class Holding:
 
 @dataclass(frozen=True)
 class Growth:
-    """Of one kind of process, between its first one and its last one after the same time in use; of one that lived all along, in
-    its second half."""
+    """Of one kind of process, between the others and its last one after the same time in use; of one that lived all along, in its
+    second half."""
 
     kind: str
     before: Holding
@@ -62,9 +62,15 @@ class Growth:
 
 
 class Watch:
-    """Looks at the processes now and then."""
+    """Looks at the processes now and then.
 
-    def __init__(self) -> None:
+    Args:
+        cycle_s: in which each fault comes once. What a process holds is what the largest of them has left it: it is compared with
+            what another held until so much later.
+    """
+
+    def __init__(self, cycle_s: float = 0.0) -> None:
+        self._cycle_s = cycle_s
         self._seen: dict[str, dict[int, list[Holding]]] = defaultdict(lambda: defaultdict(list))
         self._began_s = _up_s()
 
@@ -97,7 +103,8 @@ class Watch:
             settled = [look for look in last if look.used_s >= SETTLED_S]
             half = (settled[0].used_s + after.used_s) / 2  # in its first half it may still find out what it needs
             before = min(others or settled, key=lambda look: abs(look.used_s - (after.used_s if others else half)))
-            found.append(Growth(kind, before, after))
+            meanwhile = [look for look in others if 0 <= look.used_s - before.used_s <= self._cycle_s]
+            found.append(Growth(kind, max(meanwhile, key=lambda look: look.mib, default=before), after))
         return found
 
 

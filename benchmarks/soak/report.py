@@ -97,8 +97,7 @@ def holdings_table(before: Mapping[str, list[Holding]], after: Mapping[str, list
 
 
 def growth_table(growths: Iterable[Growth]) -> list[str]:
-    """After the same time in use, of the first process of its kind and of the last; of one that lived all along, in its second
-    half."""
+    """After the same time in use, of the others of its kind and of the last; of one that lived all along, in its second half."""
     lines = ["| process | before | after | |", "|---|---:|---:|---|"]
     for one in growths:
         cells = [

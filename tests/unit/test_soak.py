@@ -160,6 +160,17 @@ def test_who_waited_for_the_first_request_is_in_use_from_then_on() -> None:
     assert holding.used_s >= 0.3 - 0.02
 
 
+@pytest.mark.parametrize(("most", "is_leak"), [(110.0, False), (140.0, True)])
+def test_what_a_fault_leaves_is_no_leak_where_it_left_the_others_as_much(most: float, is_leak: bool) -> None:
+    watch = Watch(cycle_s=100.0)
+    of = watch._seen["ingress"]
+    of[1] = [Holding(1, 89.0, 80, 66.0), Holding(1, 108.0, 80, 120.0), Holding(1, 500.0, 80, 900.0)]
+    of[2] = [Holding(2, 88.0, 80, 10.0), Holding(2, most, 80, 65.0)]
+    (growth,) = watch.growths()
+    assert growth.before.mib == 108.0
+    assert growth.is_leak == is_leak
+
+
 def test_one_that_nothing_in_use_for_as_long_can_be_compared_with_is_judged_once_it_is_old() -> None:
     young, later, old = (
         Holding(1, mib, 10, used_s) for mib, used_s in ((100.0, 60.0), (150.0, 300.0), (150.0, 1800.0))

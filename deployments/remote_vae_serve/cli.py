@@ -19,6 +19,7 @@ import click
 from remote_vae.ray_internals import (
     DASHBOARD_VARIABLE,
     DEATH_VARIABLES,
+    HAPROXY_VARIABLE,
     LOOPBACK_VARIABLES,
     MIDDLEWARE_VARIABLE,
     RECOVERY_VARIABLES,
@@ -130,9 +131,8 @@ def run(
     if not read.tokens and checked.host not in ("127.0.0.1", "localhost", "::1"):
         click.echo(f"No token is set: whoever reaches {checked.host}:{checked.port} may use this server.", err=True)
     if address != "local":
-        click.echo(
-            f"The Ray at {address} keeps its own environment: start its nodes with {', '.join(variables)}.", err=True
-        )
+        theirs = ", ".join(name for name in variables if name != HAPROXY_VARIABLE or haproxy)
+        click.echo(f"The Ray at {address} keeps its own environment: start its nodes with {theirs}.", err=True)
     if address == "local" and not has_room():
         click.echo("There is no room in /dev/shm, so Ray may keep latents and results in files (docs/operate.md); in a "
                    "container, --shm-size gives it some", err=True)  # fmt: skip

@@ -106,8 +106,13 @@ def test_auto_is_haproxy_wherever_that_runs(started: list[Config], here: Path, m
             assert said in result.stderr
     binary.write_text("#!/bin/sh\n")
     binary.chmod(0o755)
-    assert "its own environment" in command("run", "--address", "10.0.0.1:6379").stderr
+    elsewhere = ("run", "--address", "10.0.0.1:6379")
+    said = command(*elsewhere).stderr
+    assert "has its own environment" in said
+    assert "RAY_SERVE_ENABLE_HA_PROXY" not in said
     assert started.pop()["RAY_SERVE_ENABLE_HA_PROXY"] == "0"
+    assert "RAY_SERVE_ENABLE_HA_PROXY" in command(*elsewhere, "--proxy", "haproxy").stderr
+    assert started.pop()["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
 
 
 def test_haproxy_is_not_given_a_certificate_that_it_would_ignore(started: list[Config], here: Path) -> None:

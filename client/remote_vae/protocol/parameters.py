@@ -43,6 +43,8 @@ class Parameter(Generic[T]):
 
     def of(self, values: Values) -> T | None:
         """The value that was sent; None where there is none. Raises BadRequest naming the parameter as it was sent."""
+        if self.name not in values and not self.aliases:  # most are not sent
+            return None
         read = {name: self.read(name, values[name]) for name in self.names if values.get(name)}
         return self.one_of(read)
 

@@ -57,6 +57,7 @@ class HandleTransport(Transport):
 
     def __init__(self, handle: Any, retry_policy: RetryPolicy = DEFAULT_POLICY) -> None:
         self._handle, self._by_value = ray_internals.by_reference(handle), ray_internals.by_value(handle)
+        self._methods: dict[tuple[str, bool], Any] = {}
         self._sizes: CallSize | None = None
         self._probes_again = math.inf  # until it has answered by reference
         self.retry_policy = replace(retry_policy, timeout=retry_policy.answer_s)
@@ -163,8 +164,14 @@ class HandleTransport(Transport):
     def _call(self, request: Request, handed_back: HandedBack | None = None, as_ref: bool = False) -> Any:
         told = request if request.client else replace(request, client=_job())
         is_small = not as_ref and self._sizes is not None and self._sizes.is_small(request)
-        handle = self._by_value if is_small else self._handle
-        return getattr(handle, request.verb).remote(told.to_plain(), handed_back)
+        return self._method(request.verb, is_small).remote(told.to_plain(), handed_back)
+
+    def _method(self, verb: str, is_small: bool) -> Any:
+        """The handle of one method, kept: Serve makes one anew each time it is asked."""
+        method = self._methods.get((verb, is_small))
+        if method is None:
+            method = self._methods[verb, is_small] = getattr(self._by_value if is_small else self._handle, verb)
+        return method
 
     def refuse_blocking(self) -> None:
         import ray

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
     from typing_extensions import Unpack
 
-    from remote_vae.autoencoder import RemoteAutoencoder
+    from remote_vae.autoencoder.remote_autoencoder import RemoteAutoencoder
     from remote_vae.protocol.hints import EncodeHintArguments, HintArguments
     from remote_vae.protocol.model_description import ModelDescription
 
@@ -225,8 +225,9 @@ class RemoteVAE:
         return ask(self._transport, call)
 
     def as_autoencoder(self) -> RemoteAutoencoder:
-        """What a diffusers pipeline takes for its `vae`, without weights: `pipe.vae = RemoteVAE(url).as_autoencoder()`."""
-        from remote_vae.autoencoder import RemoteAutoencoder  # knows diffusers
+        """What a diffusers pipeline takes for its `vae`, without weights: `pipe.vae = RemoteVAE(url).as_autoencoder()`. The
+        server is asked now what the model is, and a model that sleeps is woken. Raises RemoteVAEError."""
+        from remote_vae.autoencoder.remote_autoencoder import RemoteAutoencoder  # knows diffusers
 
         return RemoteAutoencoder(self)
 

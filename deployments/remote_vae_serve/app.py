@@ -15,7 +15,8 @@ from remote_vae.transports.handle import MODEL_DEPLOYMENT
 from remote_vae_serve.config import ASIDE, INGRESS_DEPLOYMENT, IngressConfig, VAEConfig
 from remote_vae_serve.engine.memory import malloc_cache
 from remote_vae_serve.ingress.ingress import Ingress
-from remote_vae_serve.replica.replica import VAE, describe_arguments
+from remote_vae_serve.replica.description import describe_arguments
+from remote_vae_serve.replica.replica import VAE
 
 logger = logging.getLogger("ray.serve")
 

@@ -167,6 +167,10 @@ class Served:
         go.set()
         return [to_torch(future.result(WAIT_S).tensor) for future in ours]
 
+    def answer(self, request: DecodeRequest | EncodeRequest) -> Result:
+        """What the replica's pipeline answers."""
+        return self._wait(self.pipeline.answer(request))
+
     def _start(self, asked: Coroutine[Any, Any, Result]) -> Future[Result]:
         return asyncio.run_coroutine_threadsafe(asked, self._loop)
 
@@ -193,7 +197,7 @@ def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((ours.double() - theirs.double()).abs().max())
 
 
-def _no_noise(shape: tuple[int, ...], **_: Any) -> torch.Tensor:
+def no_noise(shape: tuple[int, ...], **_: Any) -> torch.Tensor:
     """That pipeline draws the noise for a whole picture of its generator before it samples; the seed of a request is that of
     the sample."""
     return torch.zeros(shape)
@@ -207,6 +211,6 @@ def decode_difference(served: Served) -> float:
 def encode_difference(served: Served) -> float:
     case, module = served.case, served.case.build()
     assert case.encode is not None
-    with patch.object(pipeline_kandinsky_i2i, "randn_tensor", _no_noise):
+    with patch.object(pipeline_kandinsky_i2i, "randn_tensor", no_noise):
         theirs = case.encode.reference(module, case.encode.pixels())
     return difference(served.encode(), Flux2Pipeline._patchify_latents(theirs) if case.name in NOT_PATCHES else theirs)

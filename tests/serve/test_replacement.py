@@ -14,8 +14,9 @@ from ray import serve
 from limits import WAIT_S, stretched
 from remote_vae import RemoteVAE
 from remote_vae_serve.config import VAEConfig
+from remote_vae_serve.replica.description import describe_arguments
 from remote_vae_serve.replica.device_job import Job
-from remote_vae_serve.replica.replica import VAE, describe_arguments
+from remote_vae_serve.replica.replica import VAE
 from running_cluster import Cluster
 from samples import latents
 

@@ -17,7 +17,7 @@ from ray import serve
 
 from in_process import InProcess
 from remote_vae import RemoteVAE
-from remote_vae.autoencoder import RemoteAutoencoder
+from remote_vae.autoencoder.remote_autoencoder import RemoteAutoencoder
 from remote_vae.errors import BadRequest, BrokenReply, ConnectionFailed, ModelFailed, Overloaded, UnknownModel
 from remote_vae.protocol.model_description import ModelDescription
 from remote_vae.protocol.request import Request
@@ -241,10 +241,21 @@ def test_a_decode_is_the_local_vaes(server: Server, kind: str) -> None:
         expected = local.decode(z)
     assert type(vae.decode(z)) is type(expected)
     assert torch.equal(vae.decode(z).sample, expected.sample)
-    (pixels,) = vae.decode(z, return_dict=False, generator=torch.Generator())
+    (pixels,) = vae.decode(z, return_dict=False)
     assert torch.equal(pixels, expected.sample)
     assert vae.decode(z.bfloat16()).sample.dtype == torch.bfloat16
-    assert server.models.asked == ["decode"] * 4, "a decode needs to know nothing of the model"
+    assert server.models.asked == ["describe", *["decode"] * 4]
+
+
+def test_it_is_called_as_its_class_is(server: Server) -> None:
+    z = latents(1, 4, 2, 2)
+    vae = server.vae("sd")
+    assert torch.equal(vae.decode(z, False, generator=torch.Generator())[0], vae.decode(z=z)["sample"])
+    assert torch.equal(server.vae("tiny").decode(z, torch.Generator(), False)[0], server.vae("tiny").decode(x=z).sample)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'temb'"):
+        vae.decode(z, temb=None)
+    with pytest.raises(BadRequest, match="no forward pass"):
+        vae(z)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -273,7 +284,7 @@ def test_an_encode_is_the_local_vaes(server: Server, kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_its_config_says_all_that_the_local_ones_says_and_is_fetched_once(server: Server, kind: str) -> None:
     vae, local = server.vae(kind), tiny_vae(kind)
-    assert server.models.asked == []
+    assert server.models.asked == ["describe"], "at once: a wrong name shows before the sampling"
     for name, value in local.config.items():
         if not name.startswith("_"):
             assert getattr(vae.config, name) == vae.config[name] == (list(value) if isinstance(value, tuple) else value)
@@ -303,12 +314,38 @@ class Described:
 
 def test_a_tiny_vae_of_an_old_file_has_the_channels_that_pipelines_count() -> None:
     """madebyollin/taesd's config.json has no block_out_channels; AutoencoderTiny adds them when it is made."""
-    vae = RemoteAutoencoder(Described(config={"decoder_block_out_channels": [64] * 4}))
+    vae = RemoteAutoencoder(
+        Described(**{"class": "AutoencoderTiny", "config": {"decoder_block_out_channels": [64] * 4}})
+    )
     assert vae.config.block_out_channels == [64] * 4
 
 
 @pytest.mark.parametrize(
-    "name", ["bn", "decoder", "encoder", "temporal_compression_ratio", "latents_mean", "tokens_chunk_size"]
+    ("said", "error", "words"),
+    [
+        (
+            {"class": "AutoencoderOfNextYear", "config": {}},
+            BadRequest,
+            r"AutoencoderOfNextYear.*diffusers [\d.]+ here has not",
+        ),
+        ({"class": "UNet2DModel", "config": {}}, BadRequest, "has not"),
+        (
+            {"class": "AutoencoderKL", "config": {"block_out_channels": 7}},
+            BadRequest,
+            "config does not fit AutoencoderKL",
+        ),
+        ({"class": "AutoencoderKL"}, BrokenReply, "this client's version"),
+        ({"config": {}}, BrokenReply, "this client's version"),
+        ({"state": "failed", "reason": "no weights"}, ModelFailed, "no weights"),
+    ],
+)
+def test_what_it_cannot_stand_in_for_it_says_at_once(said: dict[str, Any], error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        RemoteAutoencoder(Described(**said))
+
+
+@pytest.mark.parametrize(
+    "name", ["bn", "temporal_compression_ratio", "tiled_decode", "tokens_chunk_size", "no_such_thing", "_encode"]
 )
 def test_what_it_does_not_have_it_says_with_what_to_do(server: Server, name: str) -> None:
     vae = server.vae("sd")
@@ -328,27 +365,17 @@ def test_errors_of_the_server_come_out_of_the_pipeline(server: Server, folder: P
     pixels_of(pipe, "sd", image_to_image=True)
 
 
-def test_errors_of_the_server_come_out_of_the_constructor(server: Server, folder: Path) -> None:
+def test_errors_of_the_server_come_out_before_there_is_a_pipeline(server: Server) -> None:
     with pytest.raises(UnknownModel, match=r"served: \["):
-        pipeline("sd", server.vae("nobody"), folder / "words")
+        server.vae("nobody")
     with pytest.raises(ModelFailed, match=r"config\.json"):
-        pipeline("sd", server.vae("failed"), folder / "words")
-    nowhere = RemoteVAE("http://127.0.0.1:9/sd", retries=0).as_autoencoder()
+        server.vae("failed")
     with pytest.raises(ConnectionFailed):
-        pipeline("sd", nowhere, folder / "words")
-
-
-def test_a_failure_to_say_the_config_is_not_kept() -> None:
-    described = Described(state="cold")
-    vae = RemoteAutoencoder(described)
-    with pytest.raises(BrokenReply, match="this client's version"):
-        _ = vae.config
-    described.said["config"] = {"scaling_factor": 0.5}
-    assert vae.config.scaling_factor == 0.5
+        RemoteVAE("http://127.0.0.1:9/sd", retries=0).as_autoencoder()
 
 
 def test_a_model_without_an_encoder_says_so() -> None:
-    vae = RemoteAutoencoder(Described(config={}, encode=None))
+    vae = RemoteAutoencoder(Described(**{"class": "AutoencoderKL", "config": {}, "encode": None}))
     with pytest.raises(BadRequest, match=r"no encoder.*keep a local VAE"):
         vae.encode(torch.zeros(1, 3, 16, 16))
 

@@ -26,7 +26,8 @@ from remote_vae_serve.http.openapi import document
 from remote_vae_serve.ingress.application_details import described_by
 from remote_vae_serve.ingress.model_registry import Model
 from remote_vae_serve.replica import replica
-from remote_vae_serve.replica.replica import VAE, SingleModel, describe_arguments
+from remote_vae_serve.replica.description import describe_arguments
+from remote_vae_serve.replica.replica import VAE, SingleModel
 from samples import save_tiny_vae
 from scripted_server import Exchange, ScriptedServer
 

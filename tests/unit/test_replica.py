@@ -17,7 +17,8 @@ from remote_vae.protocol.wire import PROTOCOL
 from remote_vae_serve.config import VAEConfig
 from remote_vae_serve.engine.fake import FakeEngine
 from remote_vae_serve.replica import replica
-from remote_vae_serve.replica.replica import VAE, describe_arguments, resolve_device
+from remote_vae_serve.replica.description import describe_arguments
+from remote_vae_serve.replica.replica import VAE, resolve_device
 from samples import save_tiny_vae
 
 NO_GPU_ASSIGNED = "Ray assigned this replica no GPU.*ray_actor_options"

@@ -91,11 +91,20 @@ class ModelDescription:
         nullable=True,
     )
     shift_factor: float | None = _said("See `scaling_factor`; null where its config has none.", nullable=True)
+    pixel_scale: tuple[float, ...] | None = _said(
+        "Of what the decoder puts out and the encoder takes: pixel * pixel_scale + pixel_shift is in [-1, 1]. One number for all "
+        "channels or one for each; left out where it is in that range itself."
+    )
+    pixel_shift: tuple[float, ...] | None = _said("See `pixel_scale`.")
     hints: Mapping[str, str] | None = _said("The hints that mean something to this model, with what each means.")
     application_hints: Mapping[str, bool | int | float | str] | None = _said(
         "The hints that the application sets, for requests that do not say them."
     )
     config: Mapping[str, Any] | None = _said("The autoencoder's config.json, the defaults of its class filled in.")
+    buffers: Mapping[str, tuple[float, ...]] | None = _said(
+        "Statistics of the latents that pipelines read off the autoencoder itself, such as `latents_mean` or `bn.running_mean`, "
+        "in its dtype; left out where it has none."
+    )
     nulls: frozenset[str] = frozenset()
     extra: Mapping[str, Any] = field(default_factory=dict)
 

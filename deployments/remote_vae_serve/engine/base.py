@@ -92,6 +92,7 @@ class Engine(ABC):
         dtype, encode_dtype: what decoder and encoder run in.
         device: `cpu` or `cuda`.
         model_config: the model's config.json, its class's defaults filled in.
+        buffers: statistics of the latents that lie in the model's buffers, by name.
         hints: what the application says of all its latents.
         is_probed: whether one small latent is decoded when it is loaded and now and then, to see that it still can.
         pending: results that are made and not yet gone; their memory counts.
@@ -102,6 +103,7 @@ class Engine(ABC):
     encode_dtype: torch.dtype
     device: str
     model_config: Mapping[str, Any] = {}
+    buffers: Mapping[str, tuple[float, ...]] = {}
     hints: Hints = Hints()
     is_probed: bool = True
 

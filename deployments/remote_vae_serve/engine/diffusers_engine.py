@@ -24,7 +24,7 @@ from remote_vae_serve.engine.memory.estimate import MemoryEstimator
 from remote_vae_serve.engine.memory.malloc_cache import MallocCache
 from remote_vae_serve.engine.memory.out_of_memory import is_out_of_memory, load_reason
 from remote_vae_serve.engine.memory.planner import MemoryPlanner, in_gib
-from remote_vae_serve.engine.model_config import filled_in, latent_space
+from remote_vae_serve.engine.model_config import filled_in, latent_space, statistics_of
 from remote_vae_serve.engine.operation import ENCODE, Operation, one_by_one, run_of
 from remote_vae_serve.engine.tiling import UNTILED, TilingPlan, view
 from remote_vae_serve.families.layouts import NO_HINTS, RequestHints
@@ -80,6 +80,7 @@ class DiffusersEngine(Engine):
                 f"leaves this replica {in_gib(memory)}; give it more"
             )
         self.space = self.space.with_statistics_of(self._model(self.dtype))
+        self.buffers = statistics_of(self._model(self.dtype))
         for shape in self._config.warm_up:
             self._warm_up(shape)
 

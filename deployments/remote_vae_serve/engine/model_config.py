@@ -1,4 +1,5 @@
-"""What a model's config.json says, read with the diffusers class that it names; no weight is read."""
+"""What a model's config.json says, read with the diffusers class that it names, and the statistics in its buffers; no weight is
+read."""
 
 from __future__ import annotations
 
@@ -15,6 +16,9 @@ from remote_vae.errors import ModelFailed
 from remote_vae_serve.engine.memory.estimate import on_meta
 from remote_vae_serve.families.family import LatentSpace
 from remote_vae_serve.families.table import latent_space_of
+
+MOST_STATISTICS = 4096
+"""Numbers of a buffer that is told: those of one for each channel, and for each frame too (Cosmos 1)."""
 
 
 def filled_in(config: dict[str, Any], source: str) -> dict[str, Any]:
@@ -56,3 +60,16 @@ def latent_space(config: dict[str, Any], source: str, instead: Mapping[str, Any]
         ) from error
     # Only what the file itself says: AutoencoderKL's default is True, and SD 1.5, which is fine in float16, leaves it out.
     return replace(space, force_upcast=bool(config.get("force_upcast", False)))
+
+
+def statistics_of(model: torch.nn.Module) -> dict[str, tuple[float, ...]]:
+    """The floating buffers of a model itself, and of its layers without weights (Flux.2's `bn`), by dotted name: pipelines read
+    them off their VAE."""
+    layers = [(f"{name}.", layer) for name, layer in model.named_children() if next(layer.parameters(), None) is None]
+    owned = [("", model.named_buffers(recurse=False)), *((prefix, layer.named_buffers()) for prefix, layer in layers)]
+    return {
+        prefix + name: tuple(buffer.flatten().tolist())
+        for prefix, buffers in owned
+        for name, buffer in buffers
+        if buffer.is_floating_point() and buffer.numel() <= MOST_STATISTICS
+    }

@@ -173,7 +173,7 @@ ROWS: tuple[Family, ...] = (
     Family(
         "HunyuanImage 2.1's refiner",
         ("AutoencoderKLHunyuanImageRefiner",),
-        (SHUFFLED,),
+        (SHUFFLED, ONE_FRAME),
         RATIO,
         has_time=True,
         cast_first=True,

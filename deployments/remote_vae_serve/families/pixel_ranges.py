@@ -18,11 +18,15 @@ class PixelRange:
         words: for people.
         to_signed: the decoder's pixels to those in [-1, 1], before anything is clamped; None where they are.
         from_signed: pixels in [-1, 1] to what the encoder takes; None where it takes them.
+        scale, shift: the same as numbers, for who is told of them: `pixel * scale + shift` is in [-1, 1]. One for all channels,
+            or one for each.
     """
 
     words: str
     to_signed: Map | None = None
     from_signed: Map | None = None
+    scale: tuple[float, ...] = (1.0,)
+    shift: tuple[float, ...] = (0.0,)
 
 
 def _of_images(values: tuple[float, float, float], like: torch.Tensor) -> torch.Tensor:
@@ -44,11 +48,19 @@ def _to_imagenet(pixels: torch.Tensor) -> torch.Tensor:
 
 
 SIGNED = PixelRange("[-1, 1]")
-UNIT = PixelRange("[0, 1]", lambda pixels: 2 * pixels - 1, lambda pixels: pixels * 0.5 + 0.5)
-NORMED = PixelRange("ImageNet's mean and deviation", _from_imagenet, _to_imagenet)
+UNIT = PixelRange("[0, 1]", lambda pixels: 2 * pixels - 1, lambda pixels: pixels * 0.5 + 0.5, (2.0,), (-1.0,))
+NORMED = PixelRange(
+    "ImageNet's mean and deviation",
+    _from_imagenet,
+    _to_imagenet,
+    tuple(2 * std for std in IMAGENET[1]),
+    tuple(2 * mean - 1 for mean in IMAGENET[0]),
+)
 # Trained on `byte / 128 - 1` where others have `byte / 127.5 - 1` (Kandinsky6SRPipeline.encode_video and decode_latents).
 BYTES_BY_128 = PixelRange(
     "bytes / 128 - 1",
     lambda pixels: (pixels + 1) * (128 / 127.5) - 1,
     lambda pixels: (pixels + 1) * (127.5 / 128) - 1,
+    (128 / 127.5,),
+    (128 / 127.5 - 1,),
 )

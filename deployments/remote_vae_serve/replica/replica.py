@@ -19,16 +19,15 @@ from remote_vae import errors
 from remote_vae.errors import ModelFailed, RemoteVAEError
 from remote_vae.protocol.decode_request import DecodeRequest
 from remote_vae.protocol.encode_request import EncodeRequest
-from remote_vae.protocol.hints import PARAMETERS
-from remote_vae.protocol.model_description import NULLABLE, ModelDescription
+from remote_vae.protocol.model_description import ModelDescription
 from remote_vae.protocol.request import Request, announced_from_plain
 from remote_vae.protocol.result import Result
-from remote_vae.protocol.wire import PROTOCOL
 from remote_vae_serve.admission import Admission
 from remote_vae_serve.config import VAEConfig
 from remote_vae_serve.http.app import create_model_app
 from remote_vae_serve.http.models import Answerer
 from remote_vae_serve.proxy import behind_tokens
+from remote_vae_serve.replica.description import describe_arguments, describe_engine
 from remote_vae_serve.replica.event_counters import EventCounters
 from remote_vae_serve.replica.handing_back import HandedBack, HandingBack, handed_back_of
 from remote_vae_serve.replica.handing_on import HandingOn
@@ -158,33 +157,10 @@ class VAE:
             state="failed" if reason else "ready",
             reason=reason,
         )
-        return description if self._engine is None else self._described(self._engine).or_else(description)
-
-    def _described(self, engine: Engine) -> ModelDescription:
-        """What only a loaded model tells."""
-        space = engine.space
-        return ModelDescription(
-            startup=self._startup,
-            device=engine.device,
-            gpu_ids=tuple(ray.get_gpu_ids()),
-            dtype=str(engine.dtype).removeprefix("torch."),
-            encode_dtype=str(engine.encode_dtype).removeprefix("torch."),
-            encode=engine.encodes,
-            revision=engine.revision,
-            class_name=space.class_name,
-            family=space.family.name,
-            latents=tuple(space.family.expected(space)),
-            latent_channels=space.channels,
-            spatial_ratio=space.ratio,
-            temporal_ratio=space.temporal_ratio,
-            video=space.family.media == "video",
-            scaling_factor=space.scaling_factor,
-            shift_factor=space.shift_factor,
-            hints={parameter.name: parameter.meaning for parameter in PARAMETERS if parameter.name in space.takes},
-            application_hints=engine.hints.to_plain(),
-            config=engine.model_config,
-            nulls=NULLABLE,
-        )
+        if self._engine is None:
+            return description
+        about = replace(describe_engine(self._engine), startup=self._startup, gpu_ids=tuple(ray.get_gpu_ids()))
+        return about.or_else(description)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Serve calls this after the constructor: the direct door, where the application has a path of its own."""
@@ -289,21 +265,6 @@ class SingleModel:
 
     def names(self) -> list[str]:
         return [self._vae.name]
-
-
-def describe_arguments(config: VAEConfig) -> ModelDescription:
-    """What can be said of a model without a replica of it."""
-    return ModelDescription(
-        protocol=PROTOCOL,
-        source=config.source,
-        subfolder=config.subfolder,
-        revision=config.revision,
-        variant=config.variant,
-        dtype=config.dtype,
-        encode_dtype=config.encode_dtype,
-        device=config.device,
-        num_gpus=config.num_gpus,
-    )
 
 
 def build_engine(config: VAEConfig, on_event: Callable[[Event], object]) -> Engine:

@@ -136,7 +136,8 @@ def list_models(server: str, *, timeout: Timeout = DEFAULT_TIMEOUT, retries: int
 
 
 class RemoteVAE:
-    """A model on a server. Thread-safe; close it, or use it in a `with`, to give its connections back.
+    """A model on a server. Thread-safe; close it, or use it in a `with`, to give its connections back. A pickle of it has what it
+    was made of, the token too, and opens connections of its own.
 
     Args:
         endpoint: URL of a model, or a Ray Serve handle of one.
@@ -163,6 +164,7 @@ class RemoteVAE:
         wire_dtype: str | None = None,
         workers: int = IN_FLIGHT,
     ) -> None:
+        self._made_of = (endpoint, timeout, deadline, retries, token, fallback, wire_dtype, workers)
         self._transport = transport_to(endpoint, RetryPolicy(timeout, deadline, retries), workers, token, fallback)
         self._wire_dtype = wire_dtype
         self._workers = workers
@@ -261,6 +263,9 @@ class RemoteVAE:
         """What `describe` says, with a type for each field."""
         return self._transport.describe(wake)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _made_of, self._made_of
+
     def close(self) -> None:
         """Wait for what is being decoded, cancel what has not begun, and give the connections back."""
         self._pool.close(lambda pool: pool.shutdown(wait=True, cancel_futures=True))
@@ -271,3 +276,14 @@ class RemoteVAE:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _made_of(
+    endpoint: Any, timeout: Timeout, deadline: float | None, retries: int | None, token: str | None, fallback: Any,
+    wire_dtype: str | None, workers: int,
+) -> RemoteVAE:  # fmt: skip
+    """Of a pickle."""
+    return RemoteVAE(
+        endpoint, timeout=timeout, deadline=deadline, retries=retries, token=token, fallback=fallback, wire_dtype=wire_dtype,
+        workers=workers,
+    )  # fmt: skip

@@ -54,7 +54,7 @@ class DecodeArguments:
         if times is not None:
             hints["decode_noise_scale"] = 0.0  # the pipeline has mixed its noise into them
         if frames:
-            latents = latents.unflatten(0, (-1, frames))
+            latents = latents.reshape(-1, frames, *latents.shape[1:])
             hints["decode_chunk_size"] = frames
         if draws and (generator := arguments.get("generator")) is not None:
             hints["seed"] = _seed(generator)
@@ -68,7 +68,7 @@ class DecodeArguments:
             return [(self.latents, {**self.hints, "decode_timestep": self.times[0]})]
         return [
             (sample, {**self.hints, "decode_timestep": time})
-            for sample, time in zip(self.latents.split(1), self.times, strict=True)
+            for sample, time in zip(torch.split(self.latents, 1), self.times, strict=True)
         ]
 
     def pixels(self, made: list[torch.Tensor]) -> torch.Tensor:

@@ -24,7 +24,8 @@ from remote_vae.protocol.model_description import ModelDescription
 class Remote(Protocol):
     """What the adapter needs of a `RemoteVAE`."""
 
-    def decode(self, tensor: torch.Tensor, *, do_scaling: bool, output_type: Any, **hints: Any) -> Any: ...
+    @property
+    def decode(self) -> Callable[..., Any]: ...
 
     def encode(self, image: torch.Tensor, *, sample_mode: Any) -> Any: ...
 
@@ -75,7 +76,7 @@ class RemoteAutoencoder(ModelMixin):  # type: ignore[misc]  # diffusers is not t
         self.__dict__["_local"] = local  # now: `__getattr__` looks there
         self.forward = _forward_like(local)  # an attribute, which accelerate's hooks replace
 
-    @property
+    @property  # type: ignore[misc]  # to be read, as unittest.mock's is
     def __class__(self) -> Any:
         """The model's own class, for `isinstance`."""
         local = self.__dict__.get("_local")
@@ -200,7 +201,8 @@ def _restored(
     """A copy of one, without asking the server again."""
     copied = RemoteAutoencoder(remote, description)
     copied.register_to_config(**config)
-    return copied.to(device, dtype)
+    copied.to(device, dtype)
+    return copied
 
 
 def _loaded(description: ModelDescription) -> ModelDescription:

@@ -62,6 +62,9 @@ class HandleTransport(Transport):
         self._probes_again = math.inf  # until it has answered by reference
         self.retry_policy = replace(retry_policy, timeout=retry_policy.answer_s)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._handle, self.retry_policy)
+
     @classmethod
     def of_app(cls, name: str, retry_policy: RetryPolicy = DEFAULT_POLICY) -> HandleTransport:
         """The transport to the application of that name in the cluster this process belongs to."""

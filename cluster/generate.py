@@ -38,6 +38,7 @@ TEMPLATE = HERE / "rayservice.template.yaml"
 HAPROXY = HERE / "haproxy.yaml"
 MANIFEST = HERE / "rayservice.yaml"
 MAX_BODY_MIB = "REMOTE_VAE_MAX_BODY_MIB"
+ALLOW_ORIGINS = "REMOTE_VAE_ALLOW_ORIGINS"
 MAX_ONGOING, TARGET_ONGOING = 144, 2
 """Requests at once of a replica where nothing is stated: our builder's limit, and what Serve's autoscaling aims at."""
 HEADER = """\
@@ -146,6 +147,14 @@ def body_limit(config: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"name": MAX_BODY_MIB, "value": str(max(stated))}] if stated else []
 
 
+def allowed_origins(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """The variable that has Serve's proxies and HAProxy know the `allow_origins` of the ingress; none where it is not stated."""
+    for application in config["applications"]:
+        if application["import_path"] == INGRESS and (stated := application.get("args", {}).get("allow_origins")):
+            return [{"name": ALLOW_ORIGINS, "value": ",".join([stated] if isinstance(stated, str) else stated)}]
+    return []
+
+
 class Dumper(yaml.SafeDumper):
     """Writes every alias out, and texts of several lines as literal blocks."""
 
@@ -178,7 +187,7 @@ def generate(source: str, template: str, haproxy: str | None = None) -> str:
     config = for_the_cluster(yaml.safe_load(source))
     if haproxy is not None:
         config = model_paths.with_model_paths(config)
-        in_every_ray_container(manifest, [*yaml.safe_load(haproxy), *body_limit(config)])
+        in_every_ray_container(manifest, [*yaml.safe_load(haproxy), *body_limit(config), *allowed_origins(config)])
     manifest["spec"]["serveConfigV2"] = dump(config)
     check(manifest)
     if haproxy is not None:

@@ -34,6 +34,8 @@ GPUS = 4
 SERVED = ("sd", "sdxl", "flux", "hunyuan")
 """Kinds of tiny VAEs on the cluster: two of one shape, packed latents, video. In one process, all kinds are tried."""
 PATHS = {"flux": "/direct"}
+PAGE = "https://page.example"
+"""The origin whose pages may use the cluster."""
 PLACEMENT_WAIT_S = 2.0
 AT_ONCE = {"graceful_shutdown_wait_loop_s": 0.1}
 """Serve looks only every two seconds whether a replica that is to go has still work."""
@@ -104,7 +106,7 @@ def start_ingress(weights: Path, at_the_end: ExitStack) -> Cluster:
     port = free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     at_the_end.callback(serve.shutdown)
-    config = IngressConfig(max_body_mib=8, placement_wait_s=PLACEMENT_WAIT_S)
+    config = IngressConfig(max_body_mib=8, placement_wait_s=PLACEMENT_WAIT_S, allow_origins=(PAGE,))
     serve.run(ingress(config), name="remote-vae", route_prefix="/")
     return Cluster(f"http://127.0.0.1:{port}", weights)
 
@@ -114,8 +116,9 @@ def start_models(cluster: Cluster) -> None:
 
     One thread on both sides and no company in a batch: results are compared bit for bit.
     """
+    exact: dict[str, Any] = {"device": "cpu", "threads": 1, "batching": "off"}
     models = {
-        kind: vae(VAEConfig(source=cluster.source(kind), device="cpu", threads=1, batching="off", max_body_mib=1))
+        kind: vae(VAEConfig(source=cluster.source(kind), max_body_mib=1, allow_origins=(PAGE,), **exact))
         for kind in SERVED
     }
     serve.run_many([RunTarget(model, name=kind, route_prefix=PATHS.get(kind)) for kind, model in models.items()])

@@ -3,6 +3,7 @@
 RemoteVAEError
 ├── BadRequest             400 bad_request             a parameter or the body is wrong; `parameter` names it (a ValueError)
 ├── Unauthorized           401 unauthorized            no token, or a wrong one
+├── Forbidden              403 forbidden               a page of an origin that is not allowed asks, from a browser
 ├── UnknownModel           404 unknown_model           no such model here; the message names those that are
 ├── UnknownRoute           404 unknown_route           no such path; with a `retry_after`, perhaps not yet
 ├── WrongMethod            405 wrong_method            GET where POST is meant, or the other way round
@@ -73,6 +74,10 @@ class BadRequest(RemoteVAEError, ValueError):
 
 class Unauthorized(RemoteVAEError):
     code, status = "unauthorized", 401
+
+
+class Forbidden(RemoteVAEError):
+    code, status = "forbidden", 403
 
 
 class UnknownModel(RemoteVAEError):
@@ -148,8 +153,8 @@ class BlockingCall(RemoteVAEError, RuntimeError):
 
 
 SENT: tuple[type[RemoteVAEError], ...] = (
-    BadRequest, Unauthorized, UnknownModel, UnknownRoute, WrongMethod, BodyTooLarge, UnknownContentType, InternalError,
-    ProtocolMismatch, Unavailable, Overloaded, ModelStarting, ModelFailed, DeadlineExceeded,
+    BadRequest, Unauthorized, Forbidden, UnknownModel, UnknownRoute, WrongMethod, BodyTooLarge, UnknownContentType,
+    InternalError, ProtocolMismatch, Unavailable, Overloaded, ModelStarting, ModelFailed, DeadlineExceeded,
 )  # fmt: skip
 BROKE_OFF = b"Internal Server Error"
 """All that Serve's own proxy says where the process died that should have answered; `proxy.middlewares` says more."""

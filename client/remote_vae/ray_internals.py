@@ -20,7 +20,7 @@ from typing import Any
 MIDDLEWARE_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 """Environment variable: import path of the function that gives Serve's proxy, and each replica that answers HTTP itself, its
 ASGI middleware. Serve ignores a variable it does not know: were this one renamed, the size limit would be gone without a word,
-and tokens too but for `proxy.behind_tokens` and `startup_probe`."""
+and tokens too but for `proxy.guarded` and `startup_probe`."""
 
 OWN_THREAD_VARIABLE = "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD"
 """Environment variable: "0" runs a deployment's code on the loop that answers HTTP. Our HTTP side reads it as well, to learn

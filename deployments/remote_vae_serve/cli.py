@@ -76,6 +76,13 @@ def main() -> None:
     help="Refuse larger request bodies before they are read; max_body_mib of the ingress if not given, and not above it.",
 )
 @click.option(
+    "--allow-origin",
+    "allow_origins",
+    multiple=True,
+    help="Let pages of this origin use the server from a browser (CORS), such as https://page.example, or * for all; may be "
+    f"repeated. allow_origins of the ingress if neither this nor {settings.ALLOW_ORIGINS} is given.",
+)
+@click.option(
     "--address",
     default="local",
     show_default=True,
@@ -91,6 +98,7 @@ def run(
     asked: Proxy,
     tokens: tuple[str, ...],
     max_body_mib: float | None,
+    allow_origins: tuple[str, ...],
     address: str,
     drain_s: float | None,
 ) -> None:
@@ -114,12 +122,14 @@ def run(
     if haproxy and by_our_program is None:
         click.echo(f"{haproxy_command.NAME} is not beside {sys.executable}, so HAProxy answers as Serve has it "
                    "(docs/errors.md); install remote-vae anew", err=True)  # fmt: skip
+    origins = allow_origins or (() if settings.ALLOW_ORIGINS in os.environ else checked.allow_origins)
     variables = {
         **RECOVERY_VARIABLES,
         **DEATH_VARIABLES,
         MIDDLEWARE_VARIABLE: proxy.IMPORT_PATH,
         settings.MAX_BODY_MIB: str(max_body_mib or checked.max_body_mib),
         **({settings.TOKENS: ",".join(tokens)} if tokens else {}),
+        **({settings.ALLOW_ORIGINS: ",".join(origins)} if origins else {}),
         **proxy_choice.variables(haproxy, os.environ),
         **(haproxy_ports(os.environ) if haproxy and address == "local" else {}),
         **((by_our_program or {}) | LOOPBACK_VARIABLES if address == "local" else {}),

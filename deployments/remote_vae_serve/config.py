@@ -22,6 +22,7 @@ from pydantic import (
 from remote_vae.errors import BadRequest
 from remote_vae.protocol.hints import Hints
 from remote_vae.ray_internals import OWN_THREAD_VARIABLE
+from remote_vae_serve.allowed_origins import ANY, read_origins
 
 DType = Literal["auto", "float16", "bfloat16", "float32"]
 Device = Literal["auto", "cuda", "cpu"]
@@ -91,6 +92,20 @@ class DoorConfig(Arguments):
         (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128")),
         description="Networks of proxies in front whose X-Forwarded-For says who asks; clients share a queue fairly.",
     )
+
+    allow_origins: tuple[str, ...] = Field(
+        (),
+        description="Origins of pages that may use the server from a browser (CORS), such as https://page.example, or `*`; none "
+        "if unset.",
+    )
+
+    @field_validator("allow_origins", mode="before")
+    @classmethod
+    def _as_browsers_send_them(cls, written: Any) -> Any:
+        origins = [written] if written == ANY else written
+        if not isinstance(origins, (list, tuple)) or not all(isinstance(origin, str) for origin in origins):
+            raise ValueError(f"allow_origins is {written!r}; expected a list such as [https://page.example], or '*'")
+        return read_origins(origins)
 
     @property
     def max_body(self) -> int:

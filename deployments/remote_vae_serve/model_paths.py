@@ -12,7 +12,7 @@ from typing import Any
 
 VAE = "remote_vae_serve.app:vae"
 INGRESS = "remote_vae_serve.app:ingress"
-LIMITS = ("max_body_mib", "max_bodies_mib", "request_timeout_s", "deadline_s", "trusted_proxies")
+LIMITS = ("max_body_mib", "max_bodies_mib", "request_timeout_s", "deadline_s", "trusted_proxies", "allow_origins")
 """Arguments of the ingress that hold at a model's own path as well, where the model has none of its own."""
 TIME_OUTS = {"request_timeout_s", "deadline_s"}
 """One argument, and its former name."""

@@ -52,6 +52,7 @@ class ServeConfig:
         has_tls: whether there is a certificate for it.
         models: the arguments of each VAE application, by its name.
         max_body_mib, request_timeout_s: of the ingress; the largest where there are several, the default where there is none.
+        allow_origins: of the ingress; where there are several, those that each of them lists.
     """
 
     host: str
@@ -60,6 +61,7 @@ class ServeConfig:
     models: Mapping[str, VAEConfig]
     max_body_mib: float
     request_timeout_s: float
+    allow_origins: tuple[str, ...]
 
     @classmethod
     def read(cls, path: Path) -> ServeConfig:
@@ -94,6 +96,7 @@ class ServeConfig:
             models={app["name"]: VAEConfig(**_arguments(app)) for app in applications if app["import_path"] == VAE},
             max_body_mib=max(door.max_body_mib for door in doors),
             request_timeout_s=max(door.request_timeout_s for door in doors),
+            allow_origins=tuple(o for o in doors[0].allow_origins if all(o in door.allow_origins for door in doors)),
         )
 
 

@@ -116,6 +116,18 @@ def test_a_limit_that_is_not_stated_is_left_to_the_default_of_the_ingress() -> N
     assert settings.Settings.of({}).max_body == IngressConfig().max_body
 
 
+def test_the_pages_that_the_ingress_allows_are_known_in_every_ray_container() -> None:
+    config = copy.deepcopy(SOURCE)
+    for written, told in ((["https://a", "http://b:3000"], "https://a,http://b:3000"), ("*", "*")):
+        by_name(config)["remote-vae"]["args"]["allow_origins"] = written
+        manifest = yaml.safe_load(generate.generate(yaml.safe_dump(config), *TEXTS[1:]))
+        for container in containers(manifest):
+            assert {"name": settings.ALLOW_ORIGINS, "value": told} in container["env"]
+        models = yaml.safe_load(manifest["spec"]["serveConfigV2"])["applications"]
+        assert all(app["args"]["allow_origins"] == written for app in models)
+    assert generate.ALLOW_ORIGINS == settings.ALLOW_ORIGINS
+
+
 def test_nothing_else_changes_and_the_crd_knows_every_field(crd: Any) -> None:
     assert [error.message for error in crd.iter_errors(MANIFEST)] == []
     bare = copy.deepcopy(MANIFEST)

@@ -8,7 +8,7 @@ import torch
 
 from limits import WAIT_S
 from remote_vae import RemoteVAE
-from running_cluster import PATHS, Cluster
+from running_cluster import PAGE, PATHS, Cluster
 from samples import latents, pipeline_decode, tiny_vae
 
 
@@ -46,3 +46,25 @@ def test_errors_and_limits_are_those_of_the_ingress(direct: str) -> None:
     assert (wrong.status_code, wrong.json()["parameter"]) == (400, "shape")
     assert requests.post(direct, data=bytes(2**20 + 1), timeout=WAIT_S).status_code == 413
     assert requests.get(f"{direct}/encode", timeout=WAIT_S).json()["code"] == "wrong_method"
+
+
+@pytest.mark.parametrize("path", ["/flux", PATHS["flux"]], ids=["by way of the ingress", "at its own path"])
+def test_an_allowed_page_decodes_at_either_door_and_a_foreign_one_does_not(cluster: Cluster, path: str) -> None:
+    def post(origin: str, body: bytes = latents(1, 16, 8, 8).numpy().tobytes()) -> requests.Response:
+        query = {"shape": [1, 16, 8, 8], "dtype": "float32"}
+        return requests.post(cluster.url + path, params=query, data=body, headers={"origin": origin}, timeout=WAIT_S)
+
+    asked = {"origin": PAGE, "access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+    preflight = requests.options(cluster.url + path, headers=asked, timeout=WAIT_S)
+    assert (preflight.status_code, preflight.headers["access-control-allow-headers"]) == (200, "authorization")
+    for answer, status in ((post(PAGE), 200), (post(PAGE, b"short"), 400)):
+        assert (answer.status_code, answer.headers["x-vae-model"]) == (status, "flux")
+        assert (answer.headers["access-control-allow-origin"], answer.headers["vary"]) == (PAGE, "Origin")
+    for origin in ("https://other.example", "null"):
+        refused = post(origin)
+        assert (refused.status_code, refused.json()["code"], refused.json()["parameter"]) == (
+            403,
+            "forbidden",
+            "origin",
+        )
+    assert post(cluster.url).status_code == 200

@@ -36,6 +36,7 @@ from wire_cases import CASES
 pytestmark = pytest.mark.slow
 TOKEN = "s3cret-of-the-test"
 HEADERS = {"authorization": f"Bearer {TOKEN}"}
+PAGE = "https://page.example"
 WIRED = ("sd", "sdxl", "flux", "hunyuan")
 FROM_ZERO = {
     "min_replicas": 0, "max_replicas": 1, "target_ongoing_requests": 2, "metrics_interval_s": 0.5, "look_back_period_s": 1,
@@ -103,7 +104,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OneURL]:
 
     def change(config: dict[str, Any]) -> None:
         ingress = next(app for app in config["applications"] if app["name"] == "remote-vae")
-        ingress["args"] = {"max_body_mib": 8, "request_timeout_s": 60}
+        ingress["args"] = {"max_body_mib": 8, "request_timeout_s": 60, "allow_origins": [PAGE]}
         config["applications"] = [ingress, *models]
 
     port = free_port()
@@ -193,6 +194,28 @@ def test_what_is_wrong_is_refused_without_waking_it(one: OneURL) -> None:
     assert one.wait_until("sleeper", "cold").get("startup") == asleep.get("startup")
     with RemoteVAE(f"{one.url}/sleeper") as vae, pytest.raises(Unauthorized):
         vae.describe()
+
+
+def test_a_page_that_is_allowed_is_served_on_either_side_and_reads_what_is_wrong(one: OneURL) -> None:
+    page = {"origin": PAGE}
+    asked = page | {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+    asleep = one.wait_until("sleeper", "cold")
+    for path in ("/sd", "/sleeper", "/models"):
+        preflight = requests.options(one.url + path, headers=asked, timeout=WAIT_S)
+        assert (preflight.status_code, preflight.headers["access-control-allow-headers"]) == (200, "authorization")
+        assert preflight.headers["access-control-allow-origin"] == PAGE
+        foreign = requests.options(one.url + path, headers=asked | {"origin": "null"}, timeout=WAIT_S)
+        assert foreign.status_code == 401
+        assert "access-control-allow-origin" not in foreign.headers
+    answers = [
+        (one.post("/sleeper", headers=page), 401), (one.post("/sleeper", headers=HEADERS | page, data=b"short"), 400),
+        (one.post("/sd", headers=HEADERS | page), 200), (one.post("/sd", headers=page), 401),
+        (one.post("/sd", headers=HEADERS | page, data=bytes(8 * 2**20 + 1)), 413),
+    ]  # fmt: skip
+    assert one.wait_until("sleeper", "cold").get("startup") == asleep.get("startup")  # it was not woken
+    for answer, status in [*answers, (one.post("/sleeper", headers=HEADERS | page), 200)]:
+        assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (status, PAGE), answer.text
+        assert (answer.headers["access-control-expose-headers"], answer.headers["vary"]) == ("*", "Origin")
 
 
 def test_a_deadline_holds_while_it_starts(one: OneURL) -> None:

@@ -24,7 +24,7 @@ Config = dict[str, Any]
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    for variable in ("REMOTE_VAE_TOKENS", "REMOTE_VAE_MAX_BODY_MIB"):
+    for variable in ("REMOTE_VAE_TOKENS", "REMOTE_VAE_MAX_BODY_MIB", "REMOTE_VAE_ALLOW_ORIGINS"):
         monkeypatch.delenv(variable, raising=False)
     return tmp_path
 

@@ -115,6 +115,27 @@ def test_auto_is_haproxy_wherever_that_runs(started: list[Config], here: Path, m
     assert started.pop()["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
 
 
+def test_the_pages_that_are_allowed_reach_every_process_whoever_names_them(started: list[Config], here: Path) -> None:
+    config = yaml.safe_load(SHIPPED.read_text())
+    next(app for app in config["applications"] if app["name"] == "remote-vae")["args"]["allow_origins"] = ["http://a"]
+    (here / "pages.yaml").write_text(yaml.safe_dump(config))
+    given = ("--allow-origin", "http://b", "--allow-origin", "http://c")
+    for flags, environment, told in (
+        ((), {}, "http://a"),
+        (given, {}, "http://b,http://c"),
+        ((), {"REMOTE_VAE_ALLOW_ORIGINS": "http://d"}, "http://d"),
+        (given, {"REMOTE_VAE_ALLOW_ORIGINS": "http://d"}, "http://b,http://c"),
+        ((), {"REMOTE_VAE_ALLOW_ORIGINS": ""}, ""),
+    ):
+        assert command("run", "pages.yaml", "--proxy", "python", *flags, **environment).exit_code == 0
+        assert started.pop()["REMOTE_VAE_ALLOW_ORIGINS"] == told
+    command("run", "--proxy", "python")
+    assert "REMOTE_VAE_ALLOW_ORIGINS" not in started.pop()
+    refused = command("run", "--proxy", "python", "--allow-origin", "page.example/")
+    assert (refused.exit_code, started) == (2, [])
+    assert "allow_origins has 'page.example/'; expected" in refused.stderr
+
+
 def test_haproxy_is_not_given_a_certificate_that_it_would_ignore(started: list[Config], here: Path) -> None:
     config = yaml.safe_load(SHIPPED.read_text())
     config["http_options"] |= {"ssl_certfile": "server.crt", "ssl_keyfile": "server.key"}

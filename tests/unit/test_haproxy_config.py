@@ -8,7 +8,7 @@ import shlex
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,7 @@ def changes(before: str, after: str) -> dict[str, tuple[set[str], set[str]]]:
 
 def test_every_edit_has_its_place_in_what_the_installed_serve_writes(serves: str) -> None:
     left_out: list[str] = []
-    edited(serves, has_tokens=True, left_out=left_out.append)
+    edited(serves, has_tokens=True, allow_origins=["*"], left_out=left_out.append)
     assert not left_out, "a new Ray writes HAProxy's configuration otherwise"
 
 
@@ -108,11 +108,16 @@ def test_nothing_else_changes(serves: str) -> None:
 
 @needs_haproxy
 @pytest.mark.parametrize("has_tokens", [False, True])
-def test_haproxy_takes_it(serves: str, has_tokens: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("origins", [(), ("*",), ("null", *(f"https://[::1]:{port}" for port in range(3000, 3100)))])
+def test_haproxy_takes_it(serves: str, has_tokens: bool, origins: tuple[str, ...], tmp_path: Path) -> None:
     path = tmp_path / "haproxy.cfg"
-    path.write_text(edited(serves, has_tokens=has_tokens))
+    path.write_text(edited(serves, has_tokens=has_tokens, allow_origins=origins))
     run = subprocess.run([haproxy_binary(), "-c", "-f", str(path)], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
+    told = subprocess.run(
+        [haproxy_binary(), "-c", "-f", "/dev/stdin"], input=serves, capture_output=True, text=True, check=False
+    )
+    assert run.stderr.count("WARNING") == told.stderr.count("WARNING")  # no more than of what Serve writes
 
 
 def test_metrics_and_statistics_are_told_on_loopback(serves: str) -> None:
@@ -159,13 +164,17 @@ def test_an_edit_without_a_place_is_left_out_and_said(serves: str, was: str, bec
 
 
 @contextmanager
-def running(folder: Path, applications: Mapping[str, str], replica: int = 30000) -> Iterator[str]:
+def running(
+    folder: Path, applications: Mapping[str, str], replica: int = 30000, allow_origins: Sequence[str] = ()
+) -> Iterator[str]:
     """The URL of a HAProxy with our configuration."""
     port = free_port()
     ports = {"port": port, "metrics_port": free_port(), "stats_port": free_port()}
     bufsize = int(FAST_VARIABLES["RAY_SERVE_HAPROXY_TUNE_BUFSIZE"])
     path = folder / "ours.cfg"
-    path.write_text(edited(written(folder, applications, replica, bufsize=bufsize, **ports)))
+    path.write_text(
+        edited(written(folder, applications, replica, bufsize=bufsize, **ports), allow_origins=allow_origins)
+    )
     process = subprocess.Popen([haproxy_binary(), "-db", "-f", str(path)], stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     try:
@@ -208,6 +217,42 @@ def test_a_replica_that_dies_under_a_request_is_a_502_on_used_connections_too(tm
         answered = session.post(f"{url}/flux/dies", data=b"x", timeout=WAIT_S)
         assert (answered.status_code, answered.json()["code"]) == (502, "unavailable")
         assert session.post(f"{url}/flux", data=b"x", timeout=WAIT_S).text == "well"
+
+
+@needs_haproxy
+@pytest.mark.parametrize("allowed", [("https://page.example", "null"), ("*",)])
+def test_a_page_that_is_allowed_reads_what_haproxy_says_itself_and_no_other_does(
+    allowed: tuple[str, ...], tmp_path: Path
+) -> None:
+    def answer(exchange: Exchange) -> None:
+        cors = {"Access-Control-Allow-Origin": allowed[0], "Vary": "Accept, Origin"}  # as the application says itself
+        exchange.reply(200, cors, b"well")
+
+    with (
+        ScriptedServer(answer) as replica,
+        running(tmp_path, {"flux": "/flux"}, urlsplit(replica.url).port or 0, allowed) as url,
+    ):
+        page = {"Origin": allowed[0].replace("*", "https://any.example")}
+        missing = requests.post(f"{url}/nothing", data=b"x", headers=page, timeout=WAIT_S)
+        assert (missing.status_code, missing.json()["code"], missing.headers["vary"]) == (
+            404,
+            "unknown_route",
+            "Origin",
+        )
+        preflight = requests.options(
+            f"{url}/nothing", timeout=WAIT_S,
+            headers=page | {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "a,b"},
+        )  # fmt: skip
+        assert (preflight.status_code, preflight.headers["access-control-allow-headers"]) == (200, "a,b")
+        well = requests.post(f"{url}/flux", data=b"x", headers=page, timeout=WAIT_S)
+        assert (well.text, well.headers["vary"]) == ("well", "Accept, Origin")
+        for readable in (missing, preflight, well):
+            assert readable.headers["access-control-allow-origin"] == allowed[0]
+            assert readable.headers["access-control-expose-headers"] == "*"
+        others: list[dict[str, str]] = [{}] if allowed == ("*",) else [{}, {"Origin": "https://page.example.evil"}]
+        for headers in others:
+            other = requests.post(f"{url}/nothing", data=b"x", headers=headers, timeout=WAIT_S)
+            assert "access-control-allow-origin" not in other.headers
 
 
 PATHS = {

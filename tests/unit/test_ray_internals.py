@@ -50,6 +50,7 @@ from remote_vae import ray_internals
 from remote_vae_serve import scaling
 from remote_vae_serve.ingress.ingress import Ingress
 from remote_vae_serve.middleware.json_errors import JSONErrors
+from remote_vae_serve.middleware.origins import Origins
 from remote_vae_serve.middleware.size_limit import SizeLimit
 from remote_vae_serve.middleware.tokens import Tokens
 from remote_vae_serve.proxy import IMPORT_PATH, middlewares
@@ -76,7 +77,7 @@ def test_the_function_that_is_named_is_called_and_its_middleware_taken(monkeypat
     monkeypatch.setenv("REMOTE_VAE_TOKENS", "one")
     options = http_util.configure_http_middlewares(http_util.HTTPOptions())
     taken = [layer.cls for layer in options.middlewares if isinstance(layer, Middleware)]
-    assert taken == [JSONErrors, SizeLimit, Tokens], f"Serve takes {taken} of our middleware: {UNPROTECTED}"
+    assert taken == [JSONErrors, SizeLimit, Tokens, Origins], f"Serve takes {taken} of our middleware: {UNPROTECTED}"
 
 
 @pytest.mark.parametrize("module", [proxy, replica], ids=["proxy", "replica"])
@@ -93,7 +94,8 @@ def test_the_first_of_the_middleware_is_the_innermost(monkeypatch: pytest.Monkey
     async def app(scope: Any, receive: Any, send: Any) -> None: ...
 
     wrapped = http_util._apply_middlewares(app, middlewares())
-    assert isinstance(wrapped, Tokens), (
+    assert isinstance(wrapped, Origins)
+    assert isinstance(wrapped._app, Tokens), (
         "the token is not what Serve looks at first: a body is read for whoever sends it"
     )
 
@@ -286,6 +288,7 @@ PRIVATE = re.compile(
 ALLOWED = {
     "ingress.py": {"__serve_build_asgi_app__"},  # the name of a method, which a class has to spell
     "replica.py": {"__serve_build_asgi_app__"},
+    "origins.py": {"allow_private_network"},  # Starlette's
     "local_server.py": {
         "RAY_AUTH_MODE",
         "RAY_AUTH_TOKEN",

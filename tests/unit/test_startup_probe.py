@@ -188,7 +188,7 @@ def test_without_tokens_it_is_said_and_served_all_the_same(
 
 def test_an_app_checks_tokens_itself_and_stays_what_it_is(tokens: str | None) -> None:
     for app in (Starlette(routes=[Route("/", serves)]), serves):
-        guarded = proxy.behind_tokens(app)
+        guarded = proxy.guarded(app)
         assert isinstance(guarded, Starlette) == isinstance(app, Starlette)
         with served(guarded) as url:
             assert refusal("127.0.0.1", target(url).port) == ("unauthorized" if tokens else "")

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from remote_vae.ray_internals import HAPROXY_BINARY_VARIABLE, haproxy_binary
+from remote_vae_serve.allowed_origins import read_origins
 from remote_vae_serve.haproxy.config import LOOPBACK, edited
-from remote_vae_serve.middleware.settings import TOKENS
+from remote_vae_serve.middleware.settings import ALLOW_ORIGINS, TOKENS
 
 NAME = "remote-vae-haproxy"
 BINARY = "REMOTE_VAE_HAPROXY_BINARY"
@@ -65,6 +66,7 @@ def _with_our_config(arguments: list[str], binary: str) -> list[str]:
             serves.read_text(),
             metrics_host=_metrics_host(),
             has_tokens=TOKENS in os.environ,
+            allow_origins=_allow_origins(),
             left_out=left_out.append,
         )
         _write(ours, text)
@@ -85,6 +87,14 @@ def _metrics_host() -> str:
         _say(f"{METRICS_HOST} is {host!r}; expected an address, and takes {LOOPBACK}")
         return LOOPBACK
     return host
+
+
+def _allow_origins() -> tuple[str, ...]:
+    try:
+        return read_origins(filter(None, os.environ.get(ALLOW_ORIGINS, "").split(",")))
+    except ValueError as error:  # the middleware says so too, and does not start
+        _say(f"{ALLOW_ORIGINS}: {error}")
+        return ()
 
 
 def _write(path: Path, text: str) -> None:

@@ -25,8 +25,8 @@ class Edit:
         what: what it is for, to say that it was left out.
         section: the line that begins its section.
         lines: what is written.
-        instead_of: a pattern that is found in one line of the section, and is what the first of `lines` replaces. None: the
-            lines follow at the end of the section.
+        instead_of: a pattern that is found in one line of the section, and is what `lines` replace. None: they follow at the end
+            of the section.
     """
 
     what: str
@@ -46,7 +46,8 @@ class Edit:
         if len(found) != 1:
             return None
         (at,) = found
-        return [*text[:at], re.sub(self.instead_of, lambda _: self.lines[0], text[at]), *text[at + 1 :]]
+        lines = "\n    ".join(self.lines)
+        return [*text[:at], *re.sub(self.instead_of, lambda _: lines, text[at]).split("\n"), *text[at + 1 :]]
 
 
 def edited(
@@ -54,6 +55,7 @@ def edited(
     *,
     metrics_host: str = LOOPBACK,
     has_tokens: bool = False,
+    allow_origins: Sequence[str] = (),
     left_out: Callable[[str], None] = lambda _: None,
 ) -> str:
     """The configuration as we want it.
@@ -62,10 +64,11 @@ def edited(
         text: as Serve writes it.
         metrics_host: the address on which metrics are told; statistics are on loopback.
         has_tokens: whether a request needs one. The tokens themselves stand nowhere here.
+        allow_origins: pages that are told HAProxy's own errors as well, or `*`; as `read_origins` gives them.
         left_out: told of each edit that has no place in the text.
     """
     lines = text.splitlines()
-    for edit in _edits(metrics_host, has_tokens):
+    for edit in _edits(metrics_host, has_tokens, allow_origins):
         if (made := edit.made(lines)) is None:
             left_out(edit.what)
         else:
@@ -73,7 +76,7 @@ def edited(
     return "\n".join(lines) + "\n"
 
 
-def _edits(metrics_host: str, has_tokens: bool) -> Iterator[Edit]:
+def _edits(metrics_host: str, has_tokens: bool, allow_origins: Sequence[str]) -> Iterator[Edit]:
     yield Edit("more headers", "global", (f"tune.http.maxhdr {MAX_HEADERS}",))
     yield Edit(
         "JSON for HAProxy's own errors, and who asked",
@@ -90,9 +93,17 @@ def _edits(metrics_host: str, has_tokens: bool) -> Iterator[Edit]:
     yield Edit(
         "JSON where no application is",
         "backend default_backend",
-        (replies.no_application(),),
+        (*([replies.preflight()] if allow_origins else []), replies.no_application()),
         r"\bhttp-request return status 404 .*",
     )
+    if allow_origins:
+        yield Edit(
+            "CORS of HAProxy's own errors",
+            "frontend http_frontend",
+            # Where a rule comes after `use_backend`, HAProxy warns.
+            (*replies.cors(allow_origins), "acl routes path -i /-/routes"),
+            r"\bacl routes path -i /-/routes$",
+        )
     # By themselves both listen on every address and ask nobody for a token.
     yield Edit("metrics on loopback", "frontend prometheus", (metrics_host,), r"(?<=\bbind )\S*(?=:\d+$)")
     yield Edit("statistics on loopback", "listen stats", (LOOPBACK,), r"(?<=\bbind )\S*(?=:\d+$)")

@@ -23,7 +23,7 @@ from remote_vae_serve.http.models import Answerer
 from remote_vae_serve.ingress.by_ingress import ByIngress
 from remote_vae_serve.ingress.model_registry import Model, ModelRegistry
 from remote_vae_serve.ingress.path_publisher import PathPublisher
-from remote_vae_serve.proxy import behind_tokens
+from remote_vae_serve.proxy import guarded
 
 WATCH_S = 1.0
 GIVING_WAY_S = 0.2
@@ -50,7 +50,7 @@ class Ingress:
             config.proxies,
         )
         app.add_middleware(ByIngress)
-        return behind_tokens(app)
+        return guarded(app, config.allow_origins)
 
     @contextmanager
     def place(self, name: str, client: str) -> Iterator[Answerer]:

@@ -2,7 +2,7 @@
 
 Serve is told of the middleware by an environment variable, and ignores one that it does not know: under a Ray that renamed it,
 or on a node without it, everybody would be served. Serve's proxies are asked before there is an application; the replicas behind
-HAProxy, which have HTTP only with one, as soon as they listen: until then `proxy.behind_tokens` holds. With tokens set, one
+HAProxy, which have HTTP only with one, as soon as they listen: until then `proxy.guarded` holds. With tokens set, one
 process without the middleware stops the server.
 """
 

@@ -6,8 +6,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from remote_vae_serve.allowed_origins import read_origins
+
 TOKENS = "REMOTE_VAE_TOKENS"
 MAX_BODY_MIB = "REMOTE_VAE_MAX_BODY_MIB"
+ALLOW_ORIGINS = "REMOTE_VAE_ALLOW_ORIGINS"
 """Environment variables of ours, which the proxy's processes read, and those of deployments."""
 
 
@@ -18,19 +21,25 @@ class Settings:
     Attributes:
         max_body: bytes of the largest request body.
         tokens: any of them lets a request in; empty lets everybody in. Not part of the repr, which Serve may log.
+        allow_origins: pages that may use the server from a browser, or `*`; None where the environment says nothing of them.
         linger_s, linger_idle_s: for how long what still comes of a refused body is dropped, in all and between two pieces.
             A connection closed with bytes unread is reset, and the client may lose the answer with it.
     """
 
     max_body: int
     tokens: tuple[str, ...] = field(default=(), repr=False)
+    allow_origins: tuple[str, ...] | None = None
     linger_s: float = 10.0
     linger_idle_s: float = 2.0
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Settings:
         """Read them. Raises ValueError with a sentence that names the variable, and never a token."""
-        return cls(_max_body(environment.get(MAX_BODY_MIB)), _tokens(environment.get(TOKENS)))
+        return cls(
+            _max_body(environment.get(MAX_BODY_MIB)),
+            _tokens(environment.get(TOKENS)),
+            _allow_origins(environment.get(ALLOW_ORIGINS)),
+        )
 
 
 def _max_body(written: str | None) -> int:
@@ -57,3 +66,12 @@ def _tokens(written: str | None) -> tuple[str, ...]:
     if not all(token.isascii() and token.isprintable() and " " not in token for token in tokens):
         raise ValueError(f"A token in {TOKENS} has a character that no header can carry; use letters and digits")
     return tokens
+
+
+def _allow_origins(written: str | None) -> tuple[str, ...] | None:
+    if written is None:
+        return None
+    try:
+        return read_origins(origin for origin in written.split(",") if origin.strip())
+    except ValueError as error:
+        raise ValueError(f"{ALLOW_ORIGINS}: {error}") from None

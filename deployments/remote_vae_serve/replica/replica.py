@@ -26,7 +26,7 @@ from remote_vae_serve.admission import Admission
 from remote_vae_serve.config import VAEConfig
 from remote_vae_serve.http.app import create_model_app
 from remote_vae_serve.http.models import Answerer
-from remote_vae_serve.proxy import behind_tokens
+from remote_vae_serve.proxy import guarded
 from remote_vae_serve.replica.description import describe_arguments, describe_engine
 from remote_vae_serve.replica.event_counters import EventCounters
 from remote_vae_serve.replica.handing_back import HandedBack, HandingBack, handed_back_of
@@ -174,7 +174,7 @@ class VAE:
             config.max_bodies,
             config.proxies,
         )
-        return behind_tokens(app)
+        return guarded(app, config.allow_origins)
 
     async def answer(self, request: Request) -> Result:
         """Decode or encode one request that came by this replica's own HTTP side. Raises RemoteVAEError."""

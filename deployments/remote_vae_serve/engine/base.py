@@ -16,6 +16,7 @@ import torch
 
 from remote_vae.protocol.encode_request import SampleMode
 from remote_vae.protocol.hints import Hints
+from remote_vae_serve.engine.abandonment import Abandonment
 from remote_vae_serve.engine.memory.pending_results import PendingResults
 from remote_vae_serve.engine.tiling import UNTILED, TilingPlan
 from remote_vae_serve.families.family import LatentSpace
@@ -96,6 +97,7 @@ class Engine(ABC):
         hints: what the application says of all its latents.
         is_probed: whether one small latent is decoded when it is loaded and now and then, to see that it still can.
         pending: results that are made and not yet gone; their memory counts.
+        abandonment: asked between tiles and chunks whether anybody still waits.
     """
 
     space: LatentSpace
@@ -110,6 +112,7 @@ class Engine(ABC):
     def __init__(self, on_event: Callable[[Event], object] = lambda event: None) -> None:
         self.on_event = on_event
         self.pending = PendingResults()
+        self.abandonment = Abandonment()
 
     @abstractmethod
     def load(self) -> None:

@@ -229,7 +229,7 @@ class DiffusersEngine(Engine):
         seen = view(model, plan, self.space.family.tile, self.space.ratio)
         run = run_of(operation, seen, self.space, self.dtype, self._found)
         try:
-            with self._measured(estimator, needed):
+            with self._measured(estimator, needed), self.abandonment.at_each(getattr(seen, operation.part, None)):
                 given = self._to_device(batch, dtype)
                 return one_by_one(run, given) if plan.one_by_one else run(given)
         except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import traceback
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
@@ -48,6 +49,7 @@ class Job:
         give_up: moment on `time.perf_counter` after which nobody waits for it.
         client: whose it is; those of several clients take turns.
         done: cancelled, the job is dropped where it waits.
+        left: set once nobody waits for it any more, whether it waits or runs.
     """
 
     batch: torch.Tensor
@@ -60,6 +62,7 @@ class Job:
     give_up: float | None = None
     client: str = ""
     done: Future[Done] = field(default_factory=Future)
+    left: threading.Event = field(default_factory=threading.Event)
 
 
 def without_tensors(error: BaseException) -> BaseException:

@@ -1,5 +1,6 @@
 """`DeviceWorker`: the one thread that decodes and encodes run on, and the queue before it, with dynamic batching: decodes of one
-shape that wait together run as one batch. There is no timer: a lone request never waits for others."""
+shape that wait together run as one batch. There is no timer: a lone request never waits for others. What nobody waits for any
+more is not begun, and what runs is stopped at its next tile."""
 
 from __future__ import annotations
 
@@ -10,13 +11,14 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from typing import Any
 
 import torch
 
 from remote_vae.errors import BadRequest, DeadlineExceeded, RemoteVAEError
+from remote_vae_serve.engine.abandonment import Abandoned
 from remote_vae_serve.replica.device_job import Done, Job, without_tensors
 from remote_vae_serve.replica.health import being_replaced
 from remote_vae_serve.replica.latency import LatencyEstimator
@@ -27,6 +29,7 @@ PAUSE_S = 30.0
 """Longer than a picture takes to be made: who makes one after the other finds the device as it left it."""
 
 ENDED = "the device's thread has ended"
+TOO_LATE = "The model took longer than the request's client waits for it"
 
 
 class FairQueue:
@@ -99,6 +102,7 @@ class DeviceWorker:
         on_idle: called by the thread in a pause, once.
         probe: says why the device is of no use, or None; called by the thread in a pause, and after a job that failed for no
             known reason, before that is answered.
+        unless: entered around each run, with a function that says whether anybody waits for it: `Abandonment.unless`.
     """
 
     def __init__(
@@ -106,8 +110,9 @@ class DeviceWorker:
         enter: Callable[[], AbstractContextManager[object]],
         on_idle: Callable[[], None] = lambda: None,
         probe: Callable[[], str | None] = lambda: None,
+        unless: Callable[[Callable[[], bool]], AbstractContextManager[object]] = nullcontext,
     ) -> None:
-        self._enter, self._on_idle, self._probe = enter, on_idle, probe
+        self._enter, self._on_idle, self._probe, self._unless = enter, on_idle, probe, unless
         self._fault: str | None = None
         self._waiting = FairQueue()
         self._taken: list[Job] = []  # those that run
@@ -118,9 +123,12 @@ class DeviceWorker:
         self._thread.start()
 
     async def run(self, job: Job) -> Done:
-        """Submit a job and wait for it; cancelled while it waits (its client left), it never runs. Raises what the work does."""
+        """Submit a job and wait for it; cancelled (its client left), it never runs, or stops. Raises what the work does."""
         self.submit(job)
-        return await asyncio.wrap_future(job.done)
+        try:
+            return await asyncio.wrap_future(job.done)
+        finally:
+            job.left.set()  # a future that runs cannot be cancelled
 
     def submit(self, job: Job) -> None:
         """Queue a job; its future has the result, or the error of a worker that has ended."""
@@ -247,12 +255,13 @@ class DeviceWorker:
         first, values = jobs[0], sum(job.batch.numel() for job in jobs)
         self._running = began
         try:
-            if len(jobs) == 1:
-                output, note = first.run(first.batch)
-                parts: Sequence[torch.Tensor] = (output,)
-            else:
-                output, note = (first.run_together or first.run)(torch.cat([job.batch for job in jobs]))
-                parts = torch.split(output, [len(job.batch) for job in jobs])
+            with self._unless(lambda: any(map(_is_wanted, jobs))):
+                if len(jobs) == 1:
+                    output, note = first.run(first.batch)
+                    parts: Sequence[torch.Tensor] = (output,)
+                else:
+                    output, note = (first.run_together or first.run)(torch.cat([job.batch for job in jobs]))
+                    parts = torch.split(output, [len(job.batch) for job in jobs])
         except BaseException as raised:
             error = without_tensors(raised)
         else:
@@ -261,6 +270,10 @@ class DeviceWorker:
                 self._finish(job, part, note, began)
             return
         # Only here are the error's frames gone, and with them what the batch had on the device: it may have been out of memory.
+        if isinstance(error, Abandoned):
+            for job in jobs:
+                job.done.set_exception(DeadlineExceeded(TOO_LATE))  # read by those who are there, and late
+            return
         if len(jobs) == 1:
             first.done.set_exception(self._judged(error))
             return
@@ -307,7 +320,11 @@ def _starts(job: Job) -> bool:
 def _is_wanted(job: Job) -> bool:
     """Whether somebody still waits for it; who has left is only taken out of the queue when its turn comes."""
     try:
-        return not job.done.cancelled() and (job.give_up is None or time.perf_counter() <= job.give_up)
+        return (
+            not job.left.is_set()
+            and not job.done.cancelled()
+            and (job.give_up is None or time.perf_counter() <= job.give_up)
+        )
     except Exception:  # nobody can tell; its turn will
         return False
 

@@ -31,7 +31,7 @@ from remote_vae_serve.processing.latent_processor import Unpacked
 from remote_vae_serve.processing.preprocess import Prepared
 from remote_vae_serve.replica.announcements import Announcements
 from remote_vae_serve.replica.device_job import Job
-from remote_vae_serve.replica.device_worker import DeviceWorker
+from remote_vae_serve.replica.device_worker import TOO_LATE, DeviceWorker
 from remote_vae_serve.replica.health import being_replaced
 from remote_vae_serve.replica.latency import LatencyEstimator
 
@@ -59,7 +59,7 @@ class Pipeline:
         self._processor = engine.processor
         self._model = model
         self._unpackers = ThreadPoolExecutor(UNPACKERS, thread_name_prefix="unpack")
-        self._worker = DeviceWorker(engine.on_device, engine.on_idle, probe)
+        self._worker = DeviceWorker(engine.on_device, engine.on_idle, probe, engine.abandonment.unless)
         self._announcements = Announcements(engine)
         self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="write")
         self._decodes, self._encodes = LatencyEstimator(), LatencyEstimator()
@@ -206,4 +206,4 @@ def _give_up(deadline_s: float | None, received: float) -> float | None:
 def _check_deadline(give_up: float | None) -> None:
     """Before a result is written, as the device does before it begins. Raises DeadlineExceeded."""
     if give_up is not None and time.perf_counter() > give_up:
-        raise DeadlineExceeded("The model took longer than the request's client waits for it")
+        raise DeadlineExceeded(TOO_LATE)

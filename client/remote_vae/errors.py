@@ -18,7 +18,7 @@ RemoteVAEError
 ├── DeadlineExceeded       504 deadline_exceeded       the server gave up at the request's deadline (a TimeoutError)
 └── (the client's own, never sent)
     ├── ConnectionFailed       connection_failed       nobody answers at the endpoint, or hangs up at once (a ConnectionError)
-    │   └── UntrustedCertificate  untrusted_certificate  the endpoint's certificate is none that this machine trusts
+    │   └── UntrustedCertificate  untrusted_certificate  its certificate is not trusted here, or whom to trust cannot be read
     ├── TimedOut               timed_out               the answer did not come within the client's timeout (a TimeoutError)
     ├── BrokenReply            broken_reply            what came back is no answer of this protocol
     │   └── ConnectionLost     connection_lost         the connection broke in the middle of the answer

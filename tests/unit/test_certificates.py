@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from failing_server import Z, decode, echo, in_turn, skip_sleeps
+from failing_server import Z, cut, decode, echo, hang_up, in_turn, skip_sleeps
 from remote_vae import list_models
 from remote_vae.errors import ConnectionFailed, UntrustedCertificate
 from samples import latents, tiny_vae
@@ -56,6 +56,32 @@ def test_a_port_without_tls_is_no_matter_of_certificates(slept: list[float]) -> 
         decode(server.url.replace("http://", "https://"), retries=1)
     assert type(caught.value) is ConnectionFailed
     assert len(slept) == 1
+
+
+@pytest.mark.parametrize("variable", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_wrong_path_of_certificates_is_named_with_its_variable_and_asked_for_once(
+    url: str, slept: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, is_there: bool
+) -> None:
+    path = tmp_path / "bundle.pem"
+    if is_there:
+        path.write_text("no certificate")
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)
+    monkeypatch.setenv(variable, str(path))
+    for ask in (decode, list_models):
+        with pytest.raises(UntrustedCertificate) as caught:
+            ask(url, retries=3)
+        assert f"{variable} is {str(path)!r}" in str(caught.value)
+    assert not slept
+
+
+def test_a_wrong_path_of_certificates_is_not_blamed_for_a_line_that_breaks(
+    slept: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "none.pem"))
+    with in_turn(cut, hang_up, echo) as server:
+        assert torch.equal(decode(server.url, retries=2), Z)
+    assert len(slept) == 2
 
 
 def test_the_fallback_makes_it_good(url: str) -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import http.client
+import os
 import ssl
 
 import requests
+
+CA_BUNDLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+"""Environment variables by which `requests` finds the certificates to trust; the first that is set counts."""
 
 
 def is_no_http(error: requests.ConnectionError) -> bool:
@@ -29,6 +33,24 @@ def is_distrust(error: BaseException) -> bool:
             return True
         below = below.__cause__ or below.__context__
     return False
+
+
+def unreadable_ca_bundle(error: OSError) -> str | None:
+    """The environment variable and its path, as a clause, where it leads to no certificates; None where that is not why.
+
+    `requests` looks for the path by itself, and raises a bare OSError where there is none; on a file of something else the
+    handshake fails.
+    """
+    variable = next((name for name in CA_BUNDLES if os.environ.get(name)), None)
+    if variable is None or not (type(error) is OSError or isinstance(error, requests.exceptions.SSLError)):
+        return None
+    path = os.environ[variable]
+    try:
+        if not os.path.isdir(path):
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except OSError:  # ssl.SSLError is one
+        return f"{variable} is {path!r}"
+    return None
 
 
 def _reasons(error: requests.ConnectionError) -> tuple[object, ...]:

@@ -30,7 +30,7 @@ from remote_vae.errors import (
 from remote_vae.protocol.model_description import ModelDescription
 from remote_vae.protocol.request import Request
 from remote_vae.protocol.result import Result
-from remote_vae.transports.connection_errors import is_distrust, is_late, is_no_http
+from remote_vae.transports.connection_errors import is_distrust, is_late, is_no_http, unreadable_ca_bundle
 from remote_vae.transports.retry import DEFAULT_POLICY, RetryPolicy, RetryState
 from remote_vae.transports.transport import IN_FLIGHT, Transport
 
@@ -169,6 +169,7 @@ class HttpTransport(Transport):
                 raise self._late() from error
             if is_no_http(error):
                 raise BrokenReply(f"{self._shown} answered with something that is no HTTP") from error
+            self._refuse_ca_bundle(error)
             if is_distrust(error):
                 raise UntrustedCertificate(
                     f"{self._shown} has a certificate that this machine does not trust; if you do, set REQUESTS_CA_BUNDLE to "
@@ -181,6 +182,7 @@ class HttpTransport(Transport):
         except (*NO_ANSWER, urllib3.exceptions.DecodeError) as error:
             raise BrokenReply(f"{self._shown} gave no answer of this protocol ({type(error).__name__})") from error
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+            self._refuse_ca_bundle(error)
             raise ConnectionLost(
                 f"{self._shown} broke off in the middle of its answer ({type(error).__name__})"
             ) from error
@@ -188,6 +190,14 @@ class HttpTransport(Transport):
         if not response.ok:
             raise errors.parse(response.status_code, lowered, bytes(content))
         return lowered, content
+
+    def _refuse_ca_bundle(self, error: Exception) -> None:
+        """Raises UntrustedCertificate where this machine's own setting is why no certificate can be trusted."""
+        if isinstance(error, OSError) and (setting := unreadable_ca_bundle(error)):
+            raise UntrustedCertificate(
+                f"{self._shown} was not asked: {setting}, which is neither a file of certificates (PEM) that can be read nor a "
+                "folder of them; correct the variable, or unset it"
+            ) from error
 
     def _late(self) -> TimedOut:
         granted = f"timeout {self.retry_policy.timeout} s, deadline {self.retry_policy.deadline} s"

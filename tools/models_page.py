@@ -141,10 +141,12 @@ CANNOT = """
 - **Videos that are decoded piece by piece while they are denoised** (Helios, FramePack, ChronoEdit with its reasoning,
   Wan-Animate, Cosmos 2.5 Transfer): their pipelines decode each piece, and some encode its end again. A piece is decoded as
   its pipeline does; joining them is the pipeline's.
-- **The noise of a batch** is drawn for all of it at once by `ConsistencyDecoderVAE`, as in diffusers, and for each sample anew,
-  of the same seed, by decoders that take samples one by one.
+- **The noise of a batch** is drawn for each sample by a generator of its own: sample k's is seeded with the request's `seed` + k,
+  as diffusers draws by a list of generators. A batch of latents gives the same whole or in requests of one sample each, which our
+  client sends where a picture is to come back; with one generator for a batch diffusers draws other noise for all but the first.
 - **The seed of an encode** is that of the sample. Pipelines that draw something else first from their generator (Kandinsky 5
-  image-to-image) get another sample of the same seed.
+  image-to-image) get another sample of the same seed. A batch of pictures is one request and draws by one generator, as in
+  pipelines: its pictures get different noise, and all but the first other noise than each alone.
 - **FIBO 2** has encoded latents as they were before they are cut into patches, `[B, C, h, w]`; the server answers with patches,
   as Flux.2 has them, and they are compared as such.
 - **Stable Video Diffusion and DreamLite** encode without scaling: ask for none (`do_scaling=False`).
@@ -164,11 +166,10 @@ def measure() -> dict[str, Any]:
 
 def _safety(served: Served) -> dict[str, float | None]:
     """Of a batch of three, of four threads at once and after an exception, against each sample alone and before."""
-    samples, family = served.latents(4).split(1), served.engine.space.family
+    samples = served.latents(4).split(1)
     alone = [served.ask(one) for one in samples]
-    batch = None
-    if not (family.draws and family.decodes_batches):  # whose noise is one for the batch: `decode` is of one
-        batch = difference(served.ask(torch.cat(samples[:3])), torch.cat(alone[:3]))
+    of_batch = [served.ask(one, number=number) for number, one in enumerate(samples[:3])]
+    batch = difference(served.ask(torch.cat(samples[:3])), torch.cat(of_batch))
     with ThreadPoolExecutor(4) as threads:
         at_once = max(map(difference, threads.map(served.ask, samples), alone))
     mend = stumble(last_step(served))

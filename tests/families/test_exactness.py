@@ -9,6 +9,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
+from families import images_others
 from families.case import Case
 from families.shown import parameters
 from families.through_engine import (
@@ -38,6 +39,9 @@ GROUPED = tuple(
     for case in CASES
     if any(case.class_name in row.classes and row.decodes_batches and not row.draws for row in FAMILIES)
 )
+
+DRAWING = tuple(case for case in CASES if "seed" in case.parameters)
+"""Cases whose decoder draws noise."""
 
 
 def test_decoded_pixels_are_those_of_its_own_pipeline(served: Served) -> None:
@@ -73,15 +77,30 @@ def _announced(request: DecodeRequest | EncodeRequest) -> Any:
 
 
 def test_a_batch_of_three_is_what_each_of_them_is_alone(served: Served) -> None:
-    """Of decoders that draw noise for a whole batch at once: what diffusers makes of that batch."""
-    three, family = served.latents(3), served.engine.space.family
-    if family.draws and family.decodes_batches:
-        theirs = served.case.reference(served.case.build(), three)
-        assert difference(served.ask(three, Output.UNIT), theirs) <= TOLERANCE
-        return
-    apart = torch.cat([served.ask(one) for one in three.split(1)])
+    """The seed of each is the batch's and its place: see `Hints.of_sample`."""
+    three = served.latents(3)
+    apart = torch.cat([served.ask(one, number=number) for number, one in enumerate(three.split(1))])
     assert len({tuple(one.flatten().tolist()) for one in apart.split(len(apart) // 3)}) == 3
     assert difference(served.ask(three), apart) <= TOLERANCE
+
+
+@pytest.mark.parametrize("served", parameters(DRAWING), indirect=True)
+def test_samples_of_a_batch_draw_different_noise_and_the_same_once_more(served: Served) -> None:
+    alike = torch.cat([served.latents(1)] * 3)
+    drawn = served.ask(alike)
+    first, second, third = drawn.split(len(drawn) // 3)
+    assert not torch.equal(first, second)
+    assert not torch.equal(second, third)
+    assert torch.equal(served.ask(alike), drawn)
+
+
+@pytest.mark.parametrize("served", parameters(tuple(case for case in DRAWING if case.media == "image")), indirect=True)
+def test_a_batch_draws_what_diffusers_draws_by_a_list_of_generators(served: Served) -> None:
+    three, seed = served.latents(3), served.case.parameters["seed"]
+    generators = [torch.Generator().manual_seed(seed + number) for number in range(3)]
+    with patch.object(images_others, "generator", lambda: generators):
+        theirs = served.case.reference(served.case.build(), three)
+    assert difference(served.ask(three, Output.UNIT), theirs) <= TOLERANCE
 
 
 @pytest.mark.parametrize("case", parameters(GROUPED))

@@ -110,16 +110,16 @@ class Served:
         other = torch.cat([latents, latents.flip(-1), latents * 0.75, latents.flip(-1) * 0.5])
         return other[:count].contiguous()
 
-    def ask(self, latents: torch.Tensor, output: Output = Output.PT) -> torch.Tensor:
-        """What one request gets."""
-        return to_torch(self._wait(self.pipeline.decode(self.request(latents, output))).tensor)
+    def ask(self, latents: torch.Tensor, output: Output = Output.PT, number: int = 0) -> torch.Tensor:
+        """What one request gets, of the sample of that number where there are others."""
+        return to_torch(self._wait(self.pipeline.decode(self.request(latents, output, number))).tensor)
 
-    def request(self, latents: torch.Tensor, output: Output = Output.PT) -> DecodeRequest:
+    def request(self, latents: torch.Tensor, output: Output = Output.PT, number: int = 0) -> DecodeRequest:
         said = self.case.parameters
         factor = said.get("scaling_factor") if self.case.class_name == UNSCALED_BY_CONFIG else None
         return DecodeRequest(
             from_array(latents), Scaling(own=True) if factor is None else Scaling(factor=factor), output,
-            said.get("height"), said.get("width"), hints=hints_of(self.case),
+            said.get("height"), said.get("width"), hints=hints_of(self.case).of_sample(number),
         )  # fmt: skip
 
     def decode(self) -> torch.Tensor:

@@ -7,7 +7,7 @@ import io
 import operator
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -139,7 +139,7 @@ class DecodeCall:
         batched = axes == 4 or (axes == 3 and self.height is not None and self.width is not None)
         if not (self.output.is_image and batched and whole.latents.shape[0] > 1):
             return [whole]
-        return [replace(whole, latents=sample) for sample in whole.latents.samples()]
+        return whole.samples()
 
     def only_request(self) -> DecodeRequest:
         """The request, where there is one: `as_ref=True` hands on one result. Raises BadRequest."""

@@ -8,7 +8,6 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit, urlunsplit
@@ -120,7 +119,7 @@ def decode(
         is_batch = len(latents.shape) > 3 or None not in (height, width)
         requests = [request]
         if is_batch and made not in TENSORS:  # a file that is no tensor holds one of them
-            requests = [replace(request, latents=sample) for sample in latents.samples()]
+            requests = request.samples()
         if not as_frames and _is_done(source, outputs.paths(source, made, len(requests)), force, skip_existing):
             return []
         results = transport.send(requests)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from remote_vae.errors import BadRequest, UnknownContentType
@@ -81,6 +81,13 @@ class DecodeRequest:
         for name, transfer in (("input_tensor_type", self.body), ("output_tensor_type", self.reply)):
             if transfer not in ("binary", "base64"):
                 raise BadRequest(f"{name} is {transfer!r}; expected binary or base64", parameter=name)
+
+    def samples(self) -> list[DecodeRequest]:
+        """A request for each sample of the batch, of the noise that it draws in the batch."""
+        return [
+            replace(self, latents=sample, hints=self.hints.of_sample(number))
+            for number, sample in enumerate(self.latents.samples())
+        ]
 
     def to_plain(self) -> tuple[Any, ...]:
         """For a Ray handle: numpy view, strings, numbers, None; no class of ours, no torch tensor."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 from remote_vae.errors import BadRequest
 from remote_vae.protocol import parameters
@@ -13,10 +13,14 @@ from remote_vae.protocol import plain as read
 from remote_vae.protocol.messages import Query
 from remote_vae.protocol.parameters import Parameter, Values
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 Layout = Literal["channels_first", "channels_last", "frames_first"]
 PatchOrder = Literal["c_ph_pw", "ph_pw_c"]
 Plain = dict[str, int | float | str | bool]
 MOST = 2**20
+SEEDS = 2**63
 
 
 class EncodeHintArguments(TypedDict, total=False):
@@ -127,9 +131,9 @@ class Hints:
     )
     seed: int | None = _hint(
         parameters.integer,
-        "Of the noise: that which some decoders draw, and of an encode's sample.",
+        "Of the noise: that which some decoders draw, and of an encode's sample. Sample k of a decode draws by seed + k.",
         minimum=0,
-        maximum=2**63 - 1,
+        maximum=SEEDS - 1,
     )
 
     def __post_init__(self) -> None:
@@ -178,6 +182,11 @@ class Hints:
     def to_query(self) -> Query:
         """The hints that are given, as `of` reads them."""
         return [(name, str(value)) for name, value in self.to_wire().items()]
+
+    def of_sample(self, number: int) -> Self:
+        """The hints of one sample by its place in the batch, from 0: its seed is `seed + number`, after the largest 0 again. So
+        samples draw different noise, and the same however the batch is split."""
+        return self if self.seed is None else replace(self, seed=(self.seed + number) % SEEDS)
 
     def or_else(self, other: Hints) -> Hints:
         """These hints, with those of `other` where one is not given here."""

@@ -171,11 +171,12 @@ class DiffusersEngine(Engine):
         """A batch some of which is not finite: whichever it is, the others get what they would have got alone."""
         dtypes, used = [self.dtype], [plan]
 
-        def one(sample: torch.Tensor) -> torch.Tensor:
-            decoded = self._decode(operation, sample, plan.each, self.dtype)
+        def one(sample: torch.Tensor, number: int = 0) -> torch.Tensor:
+            alone = operation.of_sample(number)
+            decoded = self._decode(alone, sample, plan.each, self.dtype)
             if not is_finite(decoded.pixels):
                 del decoded
-                decoded = self._decode_in_float32(operation, sample, latents.shape)
+                decoded = self._decode_in_float32(alone, sample, latents.shape)
             dtypes.append(decoded.dtype)
             used.append(decoded.plan)
             return decoded.pixels

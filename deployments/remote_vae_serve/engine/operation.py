@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 
 from remote_vae_serve.families.family import LatentSpace
 from remote_vae_serve.families.layouts import NO_HINTS, RequestHints
 
-Run = Callable[[torch.Tensor], torch.Tensor]
+
+class Run(Protocol):
+    """Work on a batch, or on a part of one that begins with sample `first`: noise is drawn for each by its place."""
+
+    def __call__(self, batch: torch.Tensor, first: int = 0, /) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,10 @@ class Operation:
     def unseeded(self) -> Operation:
         return replace(self, hints=replace(self.hints, seed=None))
 
+    def of_sample(self, number: int) -> Operation:
+        """The operation on one sample of a batch, by its place there."""
+        return replace(self, hints=self.hints.of_sample(number))
+
 
 DECODE, ENCODE = Operation("decode"), Operation("encode")
 
@@ -59,10 +67,10 @@ def run_of(
     """
     family = space.family
 
-    def decode(latents: torch.Tensor) -> torch.Tensor:
-        return family.decode(model, latents, space, operation.hints).to(pixels)
+    def decode(latents: torch.Tensor, first: int = 0) -> torch.Tensor:
+        return family.decode(model, latents, space, operation.hints.of_sample(first)).to(pixels)
 
-    def encode(picture: torch.Tensor) -> torch.Tensor:
+    def encode(picture: torch.Tensor, first: int = 0) -> torch.Tensor:
         to_range = family.range.from_signed
         encoded = family.encode(model, picture if to_range is None else to_range(picture))
         if isinstance(encoded, torch.Tensor):
@@ -82,5 +90,5 @@ def one_by_one(run: Run, batch: torch.Tensor) -> torch.Tensor:
     made[:1] = first
     del first
     for number in range(1, len(batch)):
-        made[number : number + 1] = run(batch[number : number + 1])
+        made[number : number + 1] = run(batch[number : number + 1], number)
     return made

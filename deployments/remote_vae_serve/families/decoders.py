@@ -46,8 +46,10 @@ def decode_without_quantising(
 
 
 def decode_with_noise(model: Any, latents: torch.Tensor, space: LatentNumbers, hints: RequestHints) -> torch.Tensor:
-    """Decode with a diffusion decoder, whose noise is drawn of the hint `seed`."""
-    made: torch.Tensor = model.decode(latents, generator=generator_of(hints), return_dict=False)[0]
+    """Decode with a diffusion decoder, whose noise is drawn of the hint `seed`: for each sample by a generator of its own, as
+    diffusers does where it is given a list."""
+    generators = None if hints.seed is None else [generator_of(hints.of_sample(k)) for k in range(len(latents))]
+    made: torch.Tensor = model.decode(latents, generator=generators, return_dict=False)[0]
     return made
 
 

@@ -157,10 +157,13 @@ class LatentProcessor:
         """What the request or the application says of the latents. Raises BadRequest for what means nothing to this model."""
         takes = self.space.takes
         for name in request.hints.given():
-            if name not in (*takes, "seed"):  # of what draws nothing every seed makes the same
+            if name not in (*takes, "seed"):
                 known = f"; it takes {', '.join(takes)}" if takes else ""
                 raise BadRequest(f"{name} means nothing to {self.space.class_name}{known}", parameter=name)
-        return RequestHints.merged(request.hints.or_else(self.hints), request.height, request.width)
+        hints = request.hints.or_else(self.hints)
+        if "seed" not in takes:  # of what draws nothing every seed makes the same, and all of them may run as one batch
+            hints = replace(hints, seed=None)
+        return RequestHints.merged(hints, request.height, request.width)
 
     def _not_finite(self, sent: torch.Tensor) -> BadRequest:
         """Why latents are not finite once they are scaled."""

@@ -119,7 +119,7 @@ def test_an_mp4_is_the_servers_alone() -> None:
 
 HINTS: dict[str, Any] = {
     "num_frames": 9, "layers": 2, "drop_frames": 0, "layout": "frames_first", "patch_order": "ph_pw_c", "sigma_data": 0.5,
-    "decode_timestep": 0.05, "decode_noise_scale": 0.0, "decode_chunk_size": 8, "force_not_quantize": False, "seed": 0,
+    "decode_timestep": 0.05, "decode_noise_scale": 0.0, "decode_chunk_size": 8, "force_not_quantize": False,
 }  # fmt: skip
 
 
@@ -128,29 +128,21 @@ def test_a_hint_that_the_fallback_cannot_keep_is_refused_and_not_lost(name: str)
     vae = tiny_vae("sd")
     pixels = np.zeros((1, 3, 8, 8), np.float32)
     with in_turn(saying(500, b"broken")) as server:
-        with pytest.raises(BadRequest, match=f"knows nothing of {name}.*the server said: .*broken") as caught:
+        with pytest.raises(BadRequest, match=f"cannot keep {name} .*the server said: .*broken") as caught:
             decode(server.url, latents(1, 4, 2, 2), fallback=vae, **{name: HINTS[name]})
         assert caught.value.parameter == name
         assert isinstance(caught.value.__cause__, errors.InternalError)
-        if name != "seed":
-            with pytest.raises(BadRequest, match=f"knows nothing of {name}"):
-                remote_encode(server.url, pixels, fallback=vae, **{name: HINTS[name]})
+        with pytest.raises(BadRequest, match=f"cannot keep {name} "):
+            remote_encode(server.url, pixels, fallback=vae, **{name: HINTS[name]})
 
 
 def test_denormalized_latents_are_those_of_the_decoder_for_the_fallback_too() -> None:
     vae, z = tiny_vae("flux"), latents(1, 16, 2, 2)
-    pixels = latents(1, 3, 16, 16).tanh()
     with in_turn(saying(500)) as server, torch.no_grad():
         for said, ready in ((True, z), (False, z / vae.config.scaling_factor + vae.config.shift_factor)):
             assert torch.equal(decode(server.url, z, fallback=vae, denormalized=said), vae.decode(ready).sample)
         given = decode(server.url, z, fallback=vae, denormalized=True, scaling_factor=0.5)
         assert torch.equal(given, vae.decode(z / 0.5).sample)
-        encoded = vae.encode(pixels).latent_dist.mode()
-        for said, mine in ((True, encoded), (False, (encoded - vae.config.shift_factor) * vae.config.scaling_factor)):
-            theirs = remote_encode(
-                server.url, pixels, do_scaling=True, sample_mode="argmax", fallback=vae, denormalized=said
-            )
-            assert torch.equal(theirs, mine)
 
 
 def half_a_picture(media_type: str) -> bytes:
@@ -281,6 +273,37 @@ def test_the_fallback_scales_as_the_server_does(
     arguments = {"output_type": "pt", **SCALINGS[scaling], **sizes}
     theirs = remote_decode(f"{running}/{kind}", z, **arguments)
     assert torch.equal(remote_decode(gone, z, fallback=vaes[kind], retries=0, **arguments), theirs)
+
+
+HINTED: dict[str, tuple[str, torch.Tensor, dict[str, Any]]] = {
+    "denormalized": ("flux", latents(1, 16, 4, 6), {"denormalized": True}),
+    "seed": ("flux", latents(1, 16, 4, 6), {"seed": 3}),
+    "patch_order": ("flux", latents(1, 24, 64), {"patch_order": "ph_pw_c", "height": 64, "width": 96}),
+    "layout of a picture": ("flux", latents(1, 1, 4, 6, 16), {"layout": "channels_last"}),
+    "layout": ("hunyuan", latents(1, 3, 4, 6, 4), {"layout": "channels_last"}),
+    "drop_frames": ("hunyuan", latents(1, 4, 3, 4, 6), {"drop_frames": 1}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("hint", HINTED)
+def test_the_fallback_keeps_a_hint_as_the_server_does(running: str, gone: str, vaes: dict[str, Any], hint: str) -> None:
+    kind, z, said = HINTED[hint]
+    theirs = remote_decode(f"{running}/{kind}", z, output_type="pt", **said)
+    ours = remote_decode(gone, z, output_type="pt", fallback=vaes[kind], retries=0, **said)
+    assert the_same(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "said", [{"denormalized": True}, {"layout": "channels_last"}, {"layout": "channels_first"}], ids=str
+)
+@pytest.mark.parametrize("kind", ["flux", "hunyuan"])
+def test_the_fallback_encodes_by_a_hint_as_the_server_does(
+    running: str, gone: str, vaes: dict[str, Any], kind: str, said: dict[str, Any]
+) -> None:
+    arguments: dict[str, Any] = {"do_scaling": True, "sample_mode": "argmax", **said}
+    theirs = remote_encode(f"{running}/{kind}", IMAGES["videos"], **arguments)
+    ours = remote_encode(gone, IMAGES["videos"], fallback=vaes[kind], retries=0, **arguments)
+    assert np.array_equal(ours, theirs)
 
 
 def photo(width: int, height: int, seed: int = 0) -> Image.Image:

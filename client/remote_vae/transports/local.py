@@ -28,15 +28,14 @@ from remote_vae.protocol.output import TENSOR, Output
 from remote_vae.protocol.request import Request
 from remote_vae.protocol.result import Provenance, Result
 from remote_vae.protocol.tensors import RawTensor, from_array, to_numpy, to_torch
-from remote_vae.protocol.wire import Scaling
+from remote_vae.transports.local_decoder import LocalDecoder
+from remote_vae.transports.local_scaling import denormalize, normalize
 from remote_vae.transports.retry import RetryState
 from remote_vae.transports.transport import Transport
 
 logger = logging.getLogger(__name__)
 NOT_THE_USERS = (BrokenReply, ConnectionFailed, DeadlineExceeded, InternalError, TimedOut, Unavailable)
 """Errors that a local decode can make good. What is wrong with a request is wrong here too."""
-HONOURED = ("denormalized",)
-"""Hints that mean the same here as on a server."""
 
 
 class WithFallback(Transport):
@@ -102,7 +101,7 @@ class LocalTransport:
     """Decodes and encodes with an autoencoder of diffusers, in this process.
 
     Args:
-        vae: as a pipeline has it at `pipe.vae`. Latents are denormalized by its config; packed ones are Flux's.
+        vae: as a pipeline has it at `pipe.vae`. Latents are denormalized by its config; packed ones are Flux's, or LTX's.
     """
 
     def __init__(self, vae: Any) -> None:
@@ -110,6 +109,7 @@ class LocalTransport:
             raise BadRequest(f"fallback is a {type(vae).__name__}; expected an autoencoder of diffusers",
                              parameter="fallback")  # fmt: skip
         self._vae = vae
+        self._decoder = LocalDecoder(vae)
 
     def describe(self) -> ModelDescription:
         """What a pipeline asks of a server's description."""
@@ -127,13 +127,16 @@ class LocalTransport:
         """The result, made here; the error where that cannot be.
 
         Raises:
-            BadRequest: what a server would have said of the request; or it has hints that would be lost here.
+            BadRequest: what a server would have said of the request; or it has hints that cannot be kept here, which it names.
         """
         if isinstance(request, DecodeRequest) and request.output is Output.MP4:
             raise error  # there is no encoder of videos in the light client
-        if lost := [name for name in request.hints.given() if name not in HONOURED]:
-            raise BadRequest(f"The local fallback knows nothing of {', '.join(lost)} and would give other pixels; the server "
-                             f"said: {error}", parameter=lost[0]) from error  # fmt: skip
+        if lost := self._decoder.lost(request):
+            raise BadRequest(f"The local fallback cannot keep {', '.join(lost)} with this {self._decoder.name} and would give "
+                             f"something else; the server said: {error}", parameter=lost[0]) from error  # fmt: skip
+        if self._decoder.is_strange(request):
+            raise BadRequest(f"The local fallback does not know how pipelines scale or show what {self._decoder.name} makes; the "
+                             f"server said: {error}", parameter="fallback") from error  # fmt: skip
         logger.warning("%s: decoding with the local fallback", error)
         import torch
 
@@ -154,17 +157,17 @@ class LocalTransport:
     def _decode(self, request: DecodeRequest) -> RawTensor | bytes:
         import torch
 
-        latents = self._unpacked(request)
-        images_of_video = latents.ndim == 5 and not self._is_for_videos()
+        latents = self._decoder.unpack(request)
+        images_of_video = latents.ndim == 5 and not self._decoder.is_for_videos
         frames = latents.shape[2]
         if images_of_video:
             latents = latents.transpose(1, 2).flatten(0, 1)
         # As a server: in the wider of both dtypes, but HunyuanVideo's pipelines cast before they scale.
         wider = torch.promote_types(latents.dtype, self._vae.dtype)
-        latents = latents.to(self._vae.dtype if self._is_for_videos() else wider)
-        ready = self._scaled(latents, _scaling_of(request), inverse=False).to(self._vae.device, self._vae.dtype)
+        latents = latents.to(self._vae.dtype if self._decoder.is_for_videos else wider)
+        ready = denormalize(latents, self._vae, request.scaling, request.hints).to(self._vae.device, self._vae.dtype)
         _refuse_infinity(ready, "latents")
-        pixels = self._vae.decode(ready, return_dict=False)[0].cpu()
+        pixels = self._decoder.decode(ready, request.hints).cpu()
         if images_of_video:
             pixels = pixels.unflatten(0, (-1, frames)).transpose(1, 2)
         if request.output is Output.PT:
@@ -188,7 +191,7 @@ class LocalTransport:
         import torch
 
         pixels = self._pixels(request)
-        frames = pixels.shape[2] if pixels.ndim == 5 and not self._is_for_videos() else None
+        frames = pixels.shape[2] if pixels.ndim == 5 and not self._decoder.is_for_videos else None
         if frames is not None:
             pixels = pixels.transpose(1, 2).flatten(0, 1)
         encoded = self._vae.encode(pixels.to(self._vae.device, self._vae.dtype))
@@ -204,24 +207,12 @@ class LocalTransport:
         else:
             generator = None if request.seed is None else torch.Generator("cpu").manual_seed(request.seed)
             latents = encoded.latent_dist.sample(generator)
-        scaled = self._scaled(latents, _scaling_of(request), inverse=True)
-        return from_array(scaled if frames is None else scaled.unflatten(0, (-1, frames)).transpose(1, 2))
-
-    def _unpacked(self, request: DecodeRequest) -> Any:
-        latents = to_torch(request.latents)
-        if latents.ndim != 3:
-            return latents
-        if request.height is None and request.width is None:
-            return latents[None]
-        if request.height is None or request.width is None:
-            raise BadRequest("Packed latents need height and width, both, in pixels",
-                             parameter="height" if request.height is None else "width")  # fmt: skip
-        rows, columns = (size // (2 * self._ratio()) for size in (request.height, request.width))
-        try:
-            patches = latents.view(len(latents), rows, columns, -1, 2, 2)
-        except RuntimeError:
-            raise BadRequest("height and width do not fit the number of packed latents", parameter="height") from None
-        return patches.permute(0, 3, 1, 4, 2, 5).reshape(len(latents), -1, rows * 2, columns * 2)
+        if request.sample_mode is not SampleMode.MOMENTS:
+            latents = normalize(latents, self._vae, request.scaling, request.hints)
+        made = latents if frames is None else latents.unflatten(0, (-1, frames)).transpose(1, 2)
+        if request.hints.layout == "channels_last":
+            made = (made if made.ndim == 5 else made[:, :, None]).permute(0, 2, 3, 4, 1)
+        return from_array(made)
 
     def _pixels(self, request: EncodeRequest) -> Any:
         from diffusers.image_processor import VaeImageProcessor
@@ -230,11 +221,11 @@ class LocalTransport:
         if isinstance(image, RawTensor) and image.dtype != "uint8":
             pixels = to_torch(image)
             pixels = pixels[None] if pixels.ndim == 3 else pixels
-            if pixels.ndim == 4 and self._is_for_videos():
+            if pixels.ndim == 4 and self._decoder.is_for_videos:
                 pixels = pixels[:, :, None]
-            if any(size % self._ratio() for size in pixels.shape[-2:]):
+            if any(size % self._decoder.ratio for size in pixels.shape[-2:]):
                 raise BadRequest(f"The pixels have shape {list(image.shape)}; the fallback takes multiples of "
-                                 f"{self._ratio()} along the edges", parameter="shape")  # fmt: skip
+                                 f"{self._decoder.ratio} along the edges", parameter="shape")  # fmt: skip
             _refuse_infinity(pixels, "pixels")
             return pixels
         if isinstance(image, RawTensor):
@@ -245,41 +236,12 @@ class LocalTransport:
                 pictures = [in_rgb(ImageOps.exif_transpose(Image.open(io.BytesIO(image.data))))]
             except Exception as error:  # on hostile bytes Pillow raises what it pleases
                 raise BadRequest("The body is no picture that can be read", parameter="image") from error
-        if min(pictures[0].size) < self._ratio():
-            raise BadRequest(f"The picture is smaller than {self._ratio()} pixels along an edge", parameter="image")
-        images = VaeImageProcessor(vae_scale_factor=self._ratio()).preprocess(pictures)
-        return images.transpose(0, 1)[None] if self._is_for_videos() else images
-
-    def _scaled(self, latents: Any, scaling: Scaling, inverse: bool) -> Any:
-        import torch
-
-        config = self._vae.config
-        factor, shift = scaling.factor, scaling.shift
-        if scaling.own:
-            factor, shift = getattr(config, "scaling_factor", None), getattr(config, "shift_factor", None)
-            mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
-            if mean and std:
-                mean, std = (torch.tensor(v).view(1, -1, *[1] * (latents.ndim - 2)).to(latents) for v in (mean, std))
-                factor = factor or 1.0
-                return (latents - mean) * factor / std if inverse else latents * std / factor + mean
-        if inverse:
-            shifted = latents if shift is None else latents - shift
-            return shifted if factor is None else shifted * factor
-        scaled = latents if factor is None else latents / factor
-        return scaled if shift is None else scaled + shift
-
-    def _ratio(self) -> int:
-        config = self._vae.config
-        known = getattr(config, "spatial_compression_ratio", None)
-        return int(known or 2 ** (len(getattr(config, "block_out_channels", (0,) * 4)) - 1))
-
-    def _is_for_videos(self) -> bool:
-        return any(weight.ndim == 5 for weight in self._vae.parameters())
-
-
-def _scaling_of(request: Request) -> Scaling:
-    """Without the model's own convention where there is nothing for it to undo."""
-    return Scaling() if request.scaling.own and request.hints.denormalized else request.scaling
+        if min(pictures[0].size) < self._decoder.ratio:
+            raise BadRequest(
+                f"The picture is smaller than {self._decoder.ratio} pixels along an edge", parameter="image"
+            )
+        images = VaeImageProcessor(vae_scale_factor=self._decoder.ratio).preprocess(pictures)
+        return images.transpose(0, 1)[None] if self._decoder.is_for_videos else images
 
 
 def _refuse_infinity(tensor: Any, what: str) -> None:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from remote_vae.calls.decode_call import open_result
     from remote_vae.client import RemoteVAE, list_models, remote_decode, remote_encode
     from remote_vae.errors import RemoteVAEError
+    from remote_vae.transports.waiting import Waiting
 else:
     # Imported at the first use: numpy, Pillow and requests take a third of a second, and HAProxy, which is started anew for
     # every change of replicas by way of `remote_vae_serve.haproxy`, waits for the errors alone.
@@ -18,6 +19,7 @@ else:
         "AsyncRemoteVAE": "async_client",
         "RemoteVAE": "client",
         "RemoteVAEError": "errors",
+        "Waiting": "transports.waiting",
         "list_models": "client",
         "open_result": "calls.decode_call",
         "remote_decode": "client",
@@ -35,6 +37,7 @@ __all__ = [
     "AsyncRemoteVAE",
     "RemoteVAE",
     "RemoteVAEError",
+    "Waiting",
     "errors",
     "list_models",
     "open_result",

@@ -16,6 +16,7 @@ from remote_vae.transports.endpoint import transport_to
 from remote_vae.transports.handle import HandleTransport
 from remote_vae.transports.retry import DEFAULT_TIMEOUT, RetryPolicy, Timeout
 from remote_vae.transports.transport import IN_FLIGHT
+from remote_vae.transports.waiting import OnWait
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -28,11 +29,10 @@ if TYPE_CHECKING:
 class AsyncRemoteVAE:
     """`RemoteVAE` for `async` code: the same names and arguments, nothing blocks the event loop.
 
-    A cancelled decode is cancelled on the replica too where it goes through a handle. Over HTTP it keeps one of its threads
-    until its answer or its time-out comes.
+    A cancelled decode is dropped by the server too.
 
     Args:
-        as for `RemoteVAE`.
+        as for `RemoteVAE`; `on_wait` is called on the event loop.
     """
 
     def __init__(
@@ -46,9 +46,11 @@ class AsyncRemoteVAE:
         fallback: Any = None,
         wire_dtype: str | None = None,
         workers: int = IN_FLIGHT,
+        on_wait: OnWait | None = None,
     ) -> None:
         self._transport = transport_to(endpoint, RetryPolicy(timeout, deadline, retries), workers, token, fallback)
         self._wire_dtype = wire_dtype
+        self._on_wait = on_wait
         self._workers = workers
 
     @classmethod
@@ -87,7 +89,7 @@ class AsyncRemoteVAE:
         )  # fmt: skip
         if as_ref:
             return await self._transport.send_ref_async(await asyncio.to_thread(call.only_request))
-        return await ask_async(self._transport, call)
+        return await ask_async(self._transport, call, self._on_wait)
 
     async def encode(
         self,
@@ -105,7 +107,7 @@ class AsyncRemoteVAE:
             image=image, scaling_factor=scaling_factor, shift_factor=shift_factor, do_scaling=do_scaling,
             sample_mode=sample_mode, seed=seed, wire_dtype=self._wire_dtype, hints=Hints.of_arguments(hints),
         )  # fmt: skip
-        return await ask_async(self._transport, call)
+        return await ask_async(self._transport, call, self._on_wait)
 
     async def submit(self, tensor: Tensor, *args: Any, **options: Any) -> asyncio.Task[Decoded]:
         """Start a `decode` in the background; await the task for its result."""
@@ -131,7 +133,7 @@ class AsyncRemoteVAE:
 
     async def description(self, wake: bool = False) -> ModelDescription:
         """What `describe` says, with a type for each field."""
-        return await self._transport.describe_async(wake)
+        return await self._transport.description_async(wake, self._on_wait)
 
     async def close(self) -> None:
         self._transport.close()

@@ -18,6 +18,7 @@ from remote_vae.transports.handle import HandleTransport
 from remote_vae.transports.http import HttpTransport, PerProcess
 from remote_vae.transports.retry import DEFAULT_TIMEOUT, RetryPolicy, Timeout
 from remote_vae.transports.transport import IN_FLIGHT
+from remote_vae.transports.waiting import OnWait
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -56,6 +57,7 @@ def remote_decode(
     token: str | None = None,
     fallback: Any = None,
     wire_dtype: str | None = None,
+    on_wait: OnWait | None = None,
     as_ref: bool = False,
     **hints: Unpack[HintArguments],
 ) -> Decoded:
@@ -66,7 +68,7 @@ def remote_decode(
         as_ref: through a handle only: return the Ray ObjectRef of the result (`open_result` reads it).
         hints: what the shape and the model's config do not tell, such as `num_frames`: the names and meanings of `hints.Hints`.
 
-    `timeout` to `wire_dtype` are those of `RemoteVAE`, the other arguments those of `DecodeCall`.
+    `timeout` to `on_wait` are those of `RemoteVAE`, the other arguments those of `DecodeCall`.
 
     Returns:
         A PIL image (a list of them for several), a tensor in kind with `tensor`, or the bytes of an mp4.
@@ -78,7 +80,7 @@ def remote_decode(
         >>> image = remote_decode("http://127.0.0.1:8000/demo", torch.randn(1, 16, 32, 32))  # doctest: +SKIP
     """
     with RemoteVAE(endpoint, timeout=timeout, deadline=deadline, retries=retries, token=token, fallback=fallback,
-                   wire_dtype=wire_dtype) as vae:  # fmt: skip
+                   wire_dtype=wire_dtype, on_wait=on_wait) as vae:  # fmt: skip
         return vae.decode(
             tensor, processor=processor, do_scaling=do_scaling, scaling_factor=scaling_factor, shift_factor=shift_factor,
             output_type=output_type, return_type=return_type, image_format=image_format,
@@ -102,6 +104,7 @@ def remote_encode(
     token: str | None = None,
     fallback: Any = None,
     wire_dtype: str | None = None,
+    on_wait: OnWait | None = None,
     **hints: Unpack[EncodeHintArguments],
 ) -> Tensor:
     """Encode a picture, pictures or a video on a server: the call of the Hugging Face helper, and more.
@@ -110,7 +113,7 @@ def remote_encode(
         endpoint: URL of a model (`http://host:8000/sd-v1`), or a Ray Serve handle of one.
         hints: what the picture and the model's config do not tell: the names and meanings of `hints.Hints`.
 
-    `timeout` to `wire_dtype` are those of `RemoteVAE`, the other arguments those of `EncodeCall`.
+    `timeout` to `on_wait` are those of `RemoteVAE`, the other arguments those of `EncodeCall`.
 
     Returns:
         Latents `[B, C, h, w]` or `[B, C, T, h, w]`: torch where torch was handed in or is imported anyway, else numpy.
@@ -119,7 +122,7 @@ def remote_encode(
         RemoteVAEError: see `errors`.
     """
     with RemoteVAE(endpoint, timeout=timeout, deadline=deadline, retries=retries, token=token, fallback=fallback,
-                   wire_dtype=wire_dtype) as vae:  # fmt: skip
+                   wire_dtype=wire_dtype, on_wait=on_wait) as vae:  # fmt: skip
         return vae.encode(
             image, scaling_factor, shift_factor, do_scaling=do_scaling, sample_mode=sample_mode, seed=seed, **hints
         )
@@ -150,6 +153,8 @@ class RemoteVAE:
         fallback: a local autoencoder of diffusers, which decodes what the server could not; a warning is logged.
         wire_dtype: dtype in which latents and float pixels travel; None for their own.
         workers: how many decodes `submit` and `map` keep in flight.
+        on_wait: told what a call waits for, a `Waiting`, several times a second, in the thread that waits. What it raises, such
+            as `errors.Cancelled`, ends the call within a second, and the server drops the work.
     """
 
     def __init__(
@@ -163,10 +168,12 @@ class RemoteVAE:
         fallback: Any = None,
         wire_dtype: str | None = None,
         workers: int = IN_FLIGHT,
+        on_wait: OnWait | None = None,
     ) -> None:
         self._made_of = (endpoint, timeout, deadline, retries, token, fallback, wire_dtype, workers)
         self._transport = transport_to(endpoint, RetryPolicy(timeout, deadline, retries), workers, token, fallback)
         self._wire_dtype = wire_dtype
+        self._on_wait = on_wait
         self._workers = workers
         self._pool = PerProcess(lambda: ThreadPoolExecutor(workers, thread_name_prefix="remote-vae"))
 
@@ -206,7 +213,7 @@ class RemoteVAE:
         )  # fmt: skip
         if as_ref:
             return self._transport.send_ref(call.only_request())
-        return ask(self._transport, call)
+        return ask(self._transport, call, self._on_wait)
 
     def encode(
         self,
@@ -224,7 +231,7 @@ class RemoteVAE:
             image=image, scaling_factor=scaling_factor, shift_factor=shift_factor, do_scaling=do_scaling,
             sample_mode=sample_mode, seed=seed, wire_dtype=self._wire_dtype, hints=Hints.of_arguments(hints),
         )  # fmt: skip
-        return ask(self._transport, call)
+        return ask(self._transport, call, self._on_wait)
 
     def as_autoencoder(self) -> RemoteAutoencoder:
         """What a diffusers pipeline takes for its `vae`, without weights: `pipe.vae = RemoteVAE(url).as_autoencoder()`. The
@@ -261,7 +268,7 @@ class RemoteVAE:
 
     def description(self, wake: bool = False) -> ModelDescription:
         """What `describe` says, with a type for each field."""
-        return self._transport.describe(wake)
+        return self._transport.description(wake, self._on_wait)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _made_of, self._made_of

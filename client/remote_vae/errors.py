@@ -22,6 +22,7 @@ RemoteVAEError
     ├── TimedOut               timed_out               the answer did not come within the client's timeout (a TimeoutError)
     ├── BrokenReply            broken_reply            what came back is no answer of this protocol
     │   └── ConnectionLost     connection_lost         the connection broke in the middle of the answer
+    ├── Cancelled              cancelled               whoever waited for the call has ended it
     └── BlockingCall           blocking_call           a blocking call through a handle inside an async actor (a RuntimeError)
 
 An error is the same on either side: the server renders it as JSON (`render`), the client makes it again (`parse`), and
@@ -146,6 +147,10 @@ class BrokenReply(RemoteVAEError):
 
 class ConnectionLost(BrokenReply):
     code = "connection_lost"
+
+
+class Cancelled(RemoteVAEError):
+    code = "cancelled"
 
 
 class BlockingCall(RemoteVAEError, RuntimeError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 import torch
@@ -11,10 +12,10 @@ from ray import serve
 
 from families.video import CASES
 from house import hang_up, post
-from limits import WAIT_S
+from limits import WAIT_S, stretched
 from raw_http import connect
-from remote_vae import RemoteVAE
-from remote_vae.errors import TimedOut
+from remote_vae import RemoteVAE, Waiting
+from remote_vae.errors import Cancelled, TimedOut
 from remote_vae.protocol.output import Output
 from running_cluster import Cluster
 from samples import latents
@@ -47,7 +48,31 @@ def through_a_handle(url: str) -> None:
         vae.decode(LONG, output_type="pt")
 
 
-@pytest.mark.parametrize("leave", [over_http, through_a_handle])
+def interrupted(vae: RemoteVAE, told: list[str]) -> None:
+    began = time.monotonic()
+    with vae, pytest.raises(Cancelled):
+        vae.decode(LONG, output_type="pt")
+    assert time.monotonic() - began < 3 + stretched(1)
+    assert told[-1] == ("decoding" if vae._transport.peek else "waiting")
+
+
+def over_http_by_on_wait(url: str) -> None:
+    told: list[str] = []
+    interrupted(RemoteVAE(url, on_wait=partial(_for_three_seconds, told)), told)
+
+
+def through_a_handle_by_on_wait(url: str) -> None:
+    told: list[str] = []
+    interrupted(RemoteVAE.from_app("wan", on_wait=partial(_for_three_seconds, told)), told)
+
+
+def _for_three_seconds(told: list[str], waiting: Waiting) -> None:
+    told.append(waiting.state)
+    if waiting.seconds > 3:
+        raise Cancelled("by its user")
+
+
+@pytest.mark.parametrize("leave", [over_http, through_a_handle, over_http_by_on_wait, through_a_handle_by_on_wait])
 def test_the_device_is_free_at_the_next_frame(wan: str, leave: Callable[[str], None]) -> None:
     with RemoteVAE(wan, timeout=WAIT_S) as vae:
         before = vae.decode(SHORT, output_type="pt")

@@ -196,7 +196,7 @@ from remote_vae.errors import RemoteVAEError
 
 def test_the_names_of_the_package_are_these() -> None:
     assert remote_vae.__all__ == [
-        "AsyncRemoteVAE", "RemoteVAE", "RemoteVAEError", "errors", "list_models", "open_result", "remote_decode",
+        "AsyncRemoteVAE", "RemoteVAE", "RemoteVAEError", "Waiting", "errors", "list_models", "open_result", "remote_decode",
         "remote_encode",
     ]  # fmt: skip
     assert all(hasattr(remote_vae, name) for name in remote_vae.__all__)

@@ -12,6 +12,7 @@ from remote_vae.errors import BrokenReply
 from remote_vae.protocol.request import Request
 from remote_vae.protocol.result import Result
 from remote_vae.transports.transport import Transport
+from remote_vae.transports.waiting import OnWait
 
 T_co = TypeVar("T_co", covariant=True)
 INLINE = 2**19
@@ -30,20 +31,20 @@ class Call(Protocol[T_co]):
     def answer(self, results: Sequence[Result]) -> T_co: ...
 
 
-def ask(transport: Transport, call: Call[T_co]) -> T_co:
+def ask(transport: Transport, call: Call[T_co], on_wait: OnWait | None = None) -> T_co:
     """What the call returns. Raises RemoteVAEError and nothing else."""
     requests = call.requests()
-    results = transport.send(requests)
+    results = transport.send(requests, on_wait)
     try:
         return call.answer(results)
     except BrokenReply as error:  # a picture is found to be corrupt only here, where it is opened
         return call.answer([transport.in_place_of(error, request) for request in requests])
 
 
-async def ask_async(transport: Transport, call: Call[T_co]) -> T_co:
+async def ask_async(transport: Transport, call: Call[T_co], on_wait: OnWait | None = None) -> T_co:
     """The same without blocking the event loop."""
     requests = call.requests() if call.host_bytes <= INLINE else await asyncio.to_thread(call.requests)
-    results = await transport.send_async(requests)
+    results = await transport.send_async(requests, on_wait)
     if all(result.shape is not None for result in results) and sum(result.data.nbytes for result in results) <= INLINE:
         with suppress(BrokenReply):  # the thread finds it too, and what takes its place may take seconds
             return call.answer(results)

@@ -68,6 +68,12 @@ class ModelDescription:
         "Whether it can answer: `cold`, `starting`, `ready` or `failed`.", required=True, enum=get_args(State)
     )
     reason: str | None = _said("Why it is in this state; left out where there is nothing to say.")
+    replicas: int | None = _said("Replicas that answer, 1 or more, where the ingress says it.", minimum=1)
+    ahead: int | None = _said(
+        "Requests before the one whose `x-request-id` the query `waiting` names, 0 or more, as far as the door that answers can "
+        "tell; left out where that request is not with it.",
+        minimum=0,
+    )
     startup: Mapping[str, float] | None = _said(
         "How long the replica took to start: `began`, seconds since 1970; `imports_s` and `weights_s`, seconds."
     )

@@ -30,6 +30,7 @@ from remote_vae.errors import (
 from remote_vae.protocol.model_description import ModelDescription
 from remote_vae.protocol.request import Request, announced_to_plain
 from remote_vae.protocol.result import Result
+from remote_vae.transports import in_flight
 from remote_vae.transports.call_size import CallSize
 from remote_vae.transports.retry import DEFAULT_POLICY, RetryPolicy
 from remote_vae.transports.transport import Transport
@@ -189,7 +190,10 @@ class HandleTransport(Transport):
         def run() -> T:
             response = call()
             with _cancelled_if_given_up(response):
-                return take(response, timeout_s)
+                if (flight := in_flight.current()) is None:
+                    return take(response, timeout_s)
+                with flight.broken_off_by(response.cancel):
+                    return take(response, timeout_s)
 
         try:
             if not _in_event_loop():

@@ -10,12 +10,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 import requests
 import urllib3
-from requests.adapters import HTTPAdapter
 
 from remote_vae import errors
 from remote_vae.errors import (
@@ -30,7 +30,10 @@ from remote_vae.errors import (
 from remote_vae.protocol.model_description import ModelDescription
 from remote_vae.protocol.request import Request
 from remote_vae.protocol.result import Result
+from remote_vae.transports import connections as keep_alive
+from remote_vae.transports import in_flight
 from remote_vae.transports.connection_errors import is_distrust, is_late, is_no_http, unreadable_ca_bundle
+from remote_vae.transports.in_flight import InFlight
 from remote_vae.transports.retry import DEFAULT_POLICY, RetryPolicy, RetryState
 from remote_vae.transports.transport import IN_FLIGHT, Transport
 
@@ -38,6 +41,7 @@ T = TypeVar("T")
 CHUNK = 2**20
 PIECE = 2**16  # bytes of a body that a line must take within the time-out of the connection
 MAX_REPLY = 2**31  # bytes: a header alone makes us allocate no more
+PEEK_S = 2.0
 NO_ANSWER = (requests.TooManyRedirects, requests.exceptions.ContentDecodingError)
 
 
@@ -62,13 +66,6 @@ class PerProcess(Generic[T]):
             made = self._made
         if made is not None and made[0] == os.getpid():
             close(made[1])
-
-
-def _session(connections: int) -> requests.Session:
-    session = requests.Session()
-    for scheme in ("http://", "https://"):
-        session.mount(scheme, HTTPAdapter(pool_maxsize=connections))
-    return session
 
 
 class HttpTransport(Transport):
@@ -96,7 +93,7 @@ class HttpTransport(Transport):
         self.retry_policy = retry_policy
         size = max(connections, IN_FLIGHT)
         self._threads = PerProcess(lambda: ThreadPoolExecutor(size, thread_name_prefix="remote-vae-http"))
-        self._session = PerProcess(lambda: _session(size))
+        self._session = PerProcess(lambda: keep_alive.session(size + 1))  # one to `peek` by, beside them
 
     def try_one(self, request: Request) -> Result:
         query, headers, body = request.to_http()
@@ -105,12 +102,20 @@ class HttpTransport(Transport):
         return Result.from_http(*self._request("POST", below, query, headers, body, request.deadline_s))
 
     async def try_one_async(self, request: Request) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._threads.get(), self.try_one, request)
+        return await self._in_a_thread(request.verb, lambda: self.try_one(request))
+
+    async def _in_a_thread(self, verb: str, run: Callable[[], T]) -> T:
+        """What it returns; cancelled, its connection is closed, and the server drops the work."""
+        flight = in_flight.current() or InFlight(verb)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads.get(), flight.carry, run)
+        except asyncio.CancelledError:
+            flight.break_off()
+            raise
 
     async def _try_async(self, state: RetryState, request: Request) -> Result:
         # What is left is asked in the thread: the call may have waited for one.
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads.get(), lambda: self.try_one(self._granted(state, request)))
+        return await self._in_a_thread(request.verb, lambda: self.try_one(self._granted(state, request)))
 
     def describe(self, wake: bool = False) -> ModelDescription:
         return ModelDescription.from_plain(self._read("describe", "POST") if wake else self._read())
@@ -123,7 +128,16 @@ class HttpTransport(Transport):
         return [ModelDescription.from_plain(model) for model in models]
 
     async def describe_async(self, wake: bool = False) -> ModelDescription:
-        return await asyncio.get_running_loop().run_in_executor(self._threads.get(), self.describe, wake)
+        return await self._in_a_thread("describe", lambda: self.describe(wake))
+
+    def peek(self, request_id: str) -> ModelDescription | None:
+        """What the server says of the model, and of a request of ours that is with it; None where it says nothing at once."""
+        query, headers = [("waiting", request_id)], {"accept": "application/json"}
+        try:
+            _, content = self._request("GET", "", query, headers, None, PEEK_S)
+            return ModelDescription.from_plain(json.loads(content))
+        except (RemoteVAEError, ValueError, RecursionError):
+            return None
 
     def _read(self, below: str = "", method: str = "GET") -> dict[str, Any]:
         """The JSON object at a path below the endpoint, with retries. Raises RemoteVAEError."""
@@ -134,7 +148,7 @@ class HttpTransport(Transport):
                 _, content = self._request(method, below, [], {"accept": "application/json"}, None, left_s)
                 break
             except RemoteVAEError as error:
-                time.sleep(state.pause_after(error))
+                self._pause(state.pause_after(error), error)
         try:
             fields = json.loads(content)
         except (ValueError, RecursionError):
@@ -154,8 +168,10 @@ class HttpTransport(Transport):
         give_up = None if left_s is None else time.monotonic() + left_s
         pieces: Any = None if body is None else _Pieces(body, give_up)
         connect_s, answer_s = (_sooner(part, left_s) for part in self.retry_policy.connect_and_answer)
+        if (flight := in_flight.current()) is not None and flight.id:
+            headers = {**headers, "x-request-id": flight.id}
         try:
-            with self._session.get().request(
+            with _breakable(), self._session.get().request(
                 method, _below(self._endpoint, below), params=query, headers=headers, auth=self._authorization,
                 data=pieces, timeout=(connect_s, answer_s), stream=True,
             ) as response:  # fmt: skip
@@ -204,6 +220,16 @@ class HttpTransport(Transport):
         return TimedOut(f"{self._shown} did not answer in time ({granted})")
 
 
+@contextmanager
+def _breakable() -> Iterator[None]:
+    """What runs within is ended where the request that this thread carries is broken off. Raises Cancelled."""
+    if (flight := in_flight.current()) is None:
+        yield
+        return
+    with keep_alive.open_socket() as opened, flight.broken_off_by(opened.shut_down):
+        yield
+
+
 class _Pieces:
     """A body, sent a piece at a time: a socket's time-out is for all that one call sends, and the latents of a video on a
     slow line take longer than a connection may. Iterated anew it is sent anew, as a redirect asks for."""
@@ -228,10 +254,12 @@ def _content(response: requests.Response, give_up: float | None) -> bytearray:
     announced = response.headers.get("content-length", "")
     plain = announced.isdecimal() and len(announced) < 20 and "content-encoding" not in response.headers
     body = bytearray(int(announced)) if plain and int(announced) <= MAX_REPLY else bytearray()
-    filled = 0
+    filled, flight = 0, in_flight.current()
     while chunk := response.raw.read1(CHUNK, decode_content=True):
         body[filled : filled + len(chunk)] = chunk
         filled += len(chunk)
+        if flight is not None:
+            flight.receives(filled, int(announced) if plain else None)
         if give_up is not None and time.monotonic() > give_up:
             raise requests.Timeout
     del body[filled:]

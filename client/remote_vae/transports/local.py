@@ -48,6 +48,7 @@ class WithFallback(Transport):
 
     def __init__(self, server: Transport, local: LocalTransport) -> None:
         self.retry_policy = server.retry_policy
+        self.peek = server.peek
         self._server = server
         self._local = local
 

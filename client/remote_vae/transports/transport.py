@@ -1,4 +1,5 @@
-"""`Transport`: how requests reach a server: the seam, with the retries that all have. HTTP is in `http`, Ray in `handle`."""
+"""`Transport`: how requests reach a server: the seam, with the retries that all have, and a wait that can be watched. HTTP is in
+`http`, Ray in `handle`."""
 
 from __future__ import annotations
 
@@ -8,13 +9,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from remote_vae.errors import BadRequest, RemoteVAEError
 from remote_vae.protocol.model_description import ModelDescription
 from remote_vae.protocol.request import Request
 from remote_vae.protocol.result import Result
+from remote_vae.transports import in_flight
 from remote_vae.transports.retry import RetryPolicy, RetryState
+from remote_vae.transports.waiting import OnWait
+from remote_vae.transports.watch import Peek, watched, watched_async
 
 IN_FLIGHT = 4
 """How many requests of one call, or of one client, are sent at a time."""
@@ -24,6 +29,8 @@ class Transport(ABC):
     """Carries requests to a server and results back. Subclasses say how one try goes; thread-safe."""
 
     retry_policy = RetryPolicy(retries=0)
+    peek: Peek | None = None
+    """What is known of the model without waking it, where that can be had while a request waits."""
 
     @abstractmethod
     def try_one(self, request: Request) -> Result:
@@ -54,7 +61,7 @@ class Transport(ABC):
             try:
                 return self.try_one(self._granted(state, request))
             except RemoteVAEError as error:
-                time.sleep(state.pause_after(error))
+                self._pause(state.pause_after(error), error)
 
     async def send_with_retries_async(self, state: RetryState, request: Request) -> Result:
         """The same without blocking the event loop."""
@@ -62,7 +69,17 @@ class Transport(ABC):
             try:
                 return await self._try_async(state, request)
             except RemoteVAEError as error:
-                await asyncio.sleep(state.pause_after(error))
+                pause_s = state.pause_after(error)
+                if (flight := in_flight.current()) is not None:
+                    flight.retries(pause_s, error)
+                await asyncio.sleep(pause_s)
+
+    def _pause(self, seconds: float, error: RemoteVAEError) -> None:
+        """Before the next try. Raises Cancelled."""
+        if (flight := in_flight.current()) is None:
+            time.sleep(seconds)
+        else:
+            flight.pause(seconds, error)
 
     async def _try_async(self, state: RetryState, request: Request) -> Result:
         return await self.try_one_async(self._granted(state, request))
@@ -88,18 +105,37 @@ class Transport(ABC):
     def close(self) -> None:
         """Give connections back."""
 
-    def send(self, batch: Sequence[Request]) -> list[Result]:
-        """Send the requests of one call, at most `IN_FLIGHT` at a time; results in order."""
+    def description(self, wake: bool, on_wait: OnWait | None) -> ModelDescription:
+        """As `describe`; while a replica is started, `on_wait` is told."""
+        if on_wait is None:
+            return self.describe(wake)
+        return watched(on_wait, self.peek, "describe", [partial(self.describe, wake)], IN_FLIGHT)[0]
+
+    async def description_async(self, wake: bool, on_wait: OnWait | None) -> ModelDescription:
+        """The same without blocking the event loop."""
+        if on_wait is None:
+            return await self.describe_async(wake)
+        return (await watched_async(on_wait, self.peek, "describe", [partial(self.describe_async, wake)]))[0]
+
+    def send(self, batch: Sequence[Request], on_wait: OnWait | None = None) -> list[Result]:
+        """Send the requests of one call, at most `IN_FLIGHT` at a time; results in order.
+
+        Args:
+            on_wait: told what the call waits for, several times a second; what it raises ends the call.
+        """
         self.refuse_blocking()
-        if len(batch) == 1:
-            return [self.send_one(batch[0])]
         states = [RetryState(self.retry_policy) for _ in batch]  # now: the deadline is the whole call's
+        if on_wait is not None:
+            runs = [partial(self.send_with_retries, *one) for one in zip(states, batch, strict=True)]
+            return watched(on_wait, self.peek, batch[0].verb, runs, IN_FLIGHT)
+        if len(batch) == 1:
+            return [self.send_with_retries(states[0], batch[0])]
         with ThreadPoolExecutor(min(IN_FLIGHT, len(batch))) as pool:
             return list(pool.map(self.send_with_retries, states, batch))
 
-    async def send_async(self, batch: Sequence[Request]) -> list[Result]:
+    async def send_async(self, batch: Sequence[Request], on_wait: OnWait | None = None) -> list[Result]:
         """The same without blocking the event loop."""
-        if len(batch) == 1:
+        if len(batch) == 1 and on_wait is None:
             return [await self.send_one_async(batch[0])]
         slots = asyncio.Semaphore(IN_FLIGHT)
 
@@ -107,9 +143,5 @@ class Transport(ABC):
             async with slots:
                 return await self.send_with_retries_async(state, request)
 
-        tasks = [asyncio.ensure_future(one(RetryState(self.retry_policy), request)) for request in batch]
-        try:
-            return list(await asyncio.gather(*tasks))
-        finally:
-            for task in tasks:  # `gather` leaves the others running where one fails
-                task.cancel()
+        runs = [partial(one, RetryState(self.retry_policy), request) for request in batch]
+        return await watched_async(on_wait, self.peek, batch[0].verb, runs)

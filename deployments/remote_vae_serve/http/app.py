@@ -40,6 +40,7 @@ from remote_vae_serve.http.client_identity import LOOPBACK, ClientIdentity
 from remote_vae_serve.http.models import Answerer, Models
 from remote_vae_serve.http.openapi import document
 from remote_vae_serve.http.responses import BY_PROXY, reply
+from remote_vae_serve.http.turns import Turns
 
 logger = logging.getLogger("ray.serve")
 
@@ -139,6 +140,7 @@ class Endpoints:
         trusted_proxies: Sequence[str],
     ) -> None:
         self._identity = ClientIdentity(trusted_proxies)
+        self._turns = Turns()
         self._has_connections = has_connections
         self._models = models
         self._only = only
@@ -168,8 +170,11 @@ class Endpoints:
 
     async def model(self, request: Request) -> Response:
         if request.method in ("GET", "HEAD"):
-            description = self._models.describe(self._name(request))
-            request.state.model = self._name(request)
+            name = self._name(request)
+            description = self._models.describe(name)
+            request.state.model = name
+            if (waiting := request.query_params.get("waiting")) is not None:
+                description = replace(description, ahead=self._turns.ahead(name, waiting, description.replicas or 1))
             return JSONResponse(description.to_plain())
         return await self._answer(request, self._name(request), None)
 
@@ -205,7 +210,8 @@ class Endpoints:
                 read = read_request(verb, query, headers, body)
                 return read.reply, await _unless_gone(request, model.answer(told(read)))
 
-        with self._models.place(name, client) as model:  # before the body: what is refused is not worth reading it
+        with self._models.place(name, client) as model, self._turns.turn(name, request.state.id):
+            # Before the body: what is refused is not worth reading it.
             request.state.model = name
             give_up = began + min(deadline_of(request.headers) or self._deadline_s, self._deadline_s)
             transfer, result = await asyncio.wait_for(read_and_answer(model), give_up - now())
@@ -230,6 +236,7 @@ class Endpoints:
         async def run(request: Request) -> Response:
             sent = request.headers.get("x-request-id", "")
             request_id = sent if _REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
+            request.state.id = request_id
             try:
                 response = await _letting_go(endpoint, request)
             except ClientDisconnect:

@@ -80,7 +80,8 @@ class Model:
         """For `GET /<model>`."""
         known = self.arguments if self.reported is None else self.reported.or_else(self.arguments)
         mistake = f"Its last deploy failed, and the one before goes on: {self.mistake}" if self.mistake else ""
-        return replace(known, name=self.name, state=self.state, reason=mistake or self.reason or known.reason)
+        reason = mistake or self.reason or known.reason
+        return replace(known, name=self.name, state=self.state, reason=reason, replicas=len(self.running) or None)
 
 
 @dataclass(frozen=True)

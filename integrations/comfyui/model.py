@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
-from remote_vae import RemoteVAE, remote_decode, remote_encode
+from remote_vae import RemoteVAE
 from remote_vae.errors import BadRequest, BrokenReply
 from remote_vae.protocol.model_description import ModelDescription
 
-from .address import token_for
+from .address import listing, token_for
 from .latents import CHOICES, READY, Latents
+from .progress import Progress
 
 Ratio = int | tuple[Callable[[int], int], int, int]
 TRAVEL = (torch.float16, torch.bfloat16, torch.float32)
@@ -95,7 +96,7 @@ class RemoteModel(torch.nn.Module):
         """
         if self._geometry is None:
             # Waking takes its time and is worth waiting for; that there is no server is to be heard of soon.
-            with RemoteVAE(self.endpoint, token=token_for(self.endpoint), retries=1) as remote:
+            with self._remote(retries=1) as remote:
                 description = remote.description()
             to_wake = description.state == "failed" or (wake and description.latent_channels is None)
             if to_wake:
@@ -107,7 +108,7 @@ class RemoteModel(torch.nn.Module):
         return self._geometry
 
     def _woken(self) -> ModelDescription:
-        with RemoteVAE(self.endpoint, token=token_for(self.endpoint)) as remote:
+        with self._remote() as remote:
             description = remote.description(wake=True)
             if description.state == "failed":
                 # Only a request makes a replica that failed try again: this one is answered with the reason, or, by a model
@@ -139,23 +140,31 @@ class RemoteModel(torch.nn.Module):
         self.geometry()
         if samples.dtype not in TRAVEL:
             samples = samples.float()
-        pixels: torch.Tensor = remote_decode(
-            self.endpoint,
-            self.latents.to_decoder(samples),
-            do_scaling=self.latents.normalised,
-            output_type="pt",
-            token=token_for(self.endpoint),
-        )
+        try:
+            with self._remote() as remote:
+                pixels: torch.Tensor = remote.decode(
+                    self.latents.to_decoder(samples), do_scaling=self.latents.normalised, output_type="pt"
+                )
+        except BadRequest as error:
+            if error.parameter == "shape":
+                raise BadRequest(f"{error.message}. {self._fitting(samples)}", parameter="shape") from error
+            raise
         return pixels
+
+    def _fitting(self, samples: torch.Tensor) -> str:
+        """Which models of the server take latents of that shape, in a sentence."""
+        channels, video = samples.shape[1], samples.ndim == 5
+        names = listing(self.endpoint).fitting(channels, video)
+        of_what = f"{channels} channels, of {'a video' if video else 'images'}"
+        return f"{of_what}: {', '.join(names)}" if names else f"{of_what}: no model that this server has had awake"
+
+    def _remote(self, retries: int | None = None) -> RemoteVAE:
+        """The model, for one call of a node: its user may interrupt it."""
+        return RemoteVAE(self.endpoint, token=token_for(self.endpoint), retries=retries, on_wait=Progress())
 
     def encode(self, pixels: torch.Tensor, **_: Any) -> torch.Tensor:
         """Pixels in [-1, 1], `[B, 3, H, W]` or `[B, 3, T, H, W]`, to latents. The mode of the distribution, as in ComfyUI."""
         self.geometry()
-        latents = remote_encode(
-            self.endpoint,
-            pixels,
-            do_scaling=self.latents.normalised,
-            sample_mode="argmax",
-            token=token_for(self.endpoint),
-        )
+        with self._remote() as remote:
+            latents = remote.encode(pixels, do_scaling=self.latents.normalised, sample_mode="argmax")
         return self.latents.from_encoder(torch.as_tensor(latents))

@@ -156,6 +156,11 @@ class ServerVAE:
         dim = self.first_stage_model.geometry().latent_dim
         if dim == 2 and samples.ndim == 5 and samples.shape[2] == 1:
             samples = samples[:, :, 0]
+        elif dim == 2 and samples.ndim == 5:
+            logger.warning(
+                "Latents of %d frames go to a model for images, which decodes each by itself; are they of a video model?",
+                samples.shape[2],
+            )
         pixels = self.first_stage_model.decode(samples)
         # Widened first: the server may answer in half precision.
         images = process_output(pixels.float()).to(self.output_device, self.vae_output_dtype())

@@ -13,6 +13,7 @@ import torch
 from ray import serve
 from ray.serve import RunTarget
 
+from js_client import check_in_node, needs_node
 from limits import WAIT_S, stretched
 from raw_http import exchange
 from remote_vae import RemoteVAE
@@ -194,3 +195,8 @@ def test_the_fake_engine_is_chosen_by_configuration_waits_and_is_gone_within_sec
             time.sleep(0.1)
         with pytest.raises(UnknownModel):
             vae.describe()
+
+
+@needs_node
+def test_the_javascript_client_gets_what_the_python_client_gets(cluster: Cluster, tmp_path: Path) -> None:
+    check_in_node(f"{cluster.url}/sd", tmp_path)

@@ -23,7 +23,7 @@ test-slow: .venv/installed ## what is slow by nature: whole servers in each of t
 test-families: .venv/installed ## of that, every autoencoder of diffusers against its own pipeline; `test` runs one of each layout
 	$(PYTEST) tests/families -m ''
 
-test-browser: .venv/installed ## our mp4 in a real Chromium; skipped where there is none
+test-browser: .venv/installed ## our mp4 and the JavaScript client in a real Chromium; skipped where there is none
 	$(BIN)/python -m pytest -m browser
 
 test-random: .venv/installed ## the tests of `test` in another order each time, which it prints: SEED=<number> repeats one

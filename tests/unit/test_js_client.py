@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from in_process import InProcess, diffusers_engine, pipeline_of
 from js_client import FOLDER, MODULE, check_in_node, needs_node
+from limits import WAIT_S
 from remote_vae.protocol import decode_request, encode_request
 from remote_vae.protocol.wire import SHAPE
 from remote_vae_serve.http.app import create_app
@@ -51,3 +55,32 @@ def test_its_version_is_that_of_the_package() -> None:
     version = re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert version is not None
     assert json.loads((FOLDER / "package.json").read_text())["version"] == version[1]
+
+
+def examples(language: str, word: str) -> str:
+    """The example of docs/clients.md in which the word stands."""
+    found = re.findall(
+        rf"^```{language}\n(.*?)^```", (ROOT / "docs" / "clients.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    (example,) = [one for one in found if word in one]
+    return str(example)
+
+
+@needs_node
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl on this machine")
+def test_the_examples_of_the_page_bring_the_picture_back(tmp_path: Path) -> None:
+    shutil.copy(MODULE, tmp_path)
+    shutil.copy(ROOT / "deployments" / "remote_vae_serve" / "demo" / "picture.png", tmp_path)
+    pipeline = pipeline_of(diffusers_engine(Path("demo")), "demo")
+    with served(guarded(create_app(InProcess(demo=pipeline.answer), 2**26, 60.0))) as url:
+        for language, word, command in (
+            ("sh", "curl", ["sh", "-e"]),
+            ("js", "node:fs", ["node", "--input-type=module"]),
+        ):
+            example = examples(language, word).replace("http://127.0.0.1:8000", url)
+            subprocess.run(command, input=example, text=True, cwd=tmp_path, check=True, timeout=WAIT_S)
+            with Image.open(tmp_path / "again.png") as again, Image.open(tmp_path / "picture.png") as picture:
+                difference = np.abs(np.asarray(again, float) - np.asarray(picture.convert("RGB"), float))
+            assert difference.mean() < 10  # of 255: what the demo model loses
+            (tmp_path / "again.png").unlink()
+    pipeline.close()

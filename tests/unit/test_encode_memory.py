@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from fresh_process import printed_by
 from in_process import InProcess
 from one_model import OneModel
 from remote_vae import remote_encode
@@ -24,6 +27,34 @@ from served import served
 
 TILED = TilingPlan(256)
 LARGE = (1, 3, 320, 288)
+PEAK = Path("/proc/self/clear_refs")
+OF_PICTURES = """
+import json
+from pathlib import Path
+import numpy as np
+from hostile_pictures import png_claiming
+from remote_vae.protocol.encode_request import EncodeRequest
+from remote_vae.protocol.tensors import from_array
+from remote_vae_serve.families.table import latent_space_of
+from remote_vae_serve.processing.preprocess import prepare
+from samples import CONFIGS, KL
+space = latent_space_of("AutoencoderKL", {**KL, **CONFIGS["sd"]})
+def mib(what):
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what)]
+    return int(line.split()[1]) / 1024
+def taken(image):
+    Path("/proc/self/clear_refs").write_text("5")  # forget how much it was at most
+    before = mib("VmRSS")
+    pixels = prepare(EncodeRequest(image), space).pixels
+    return (mib("VmHWM") - before) / (pixels.nbytes / 2**20)
+def png(mode, size, samples):
+    return np.frombuffer(png_claiming(size, size, mode=mode, rows=bytes((samples * size + 1) * size)), np.uint8)
+taken(png(2, 64, 3))  # what is loaded at the first use
+frames = from_array(np.zeros((16, 1024, 1024, 3), np.uint8))
+told = {"grey": png(0, 4096, 1), "rgb": png(2, 4096, 3), "rgba": png(6, 4096, 4), "resized": png(2, 4095, 3), "frames": frames}
+print(json.dumps({name: taken(image) for name, image in told.items()}))
+"""
+"""The most memory that each took while its pixels were made, by what the pixels take, 192 MiB of float32."""
 
 
 @pytest.fixture(scope="module", params=["sd", "tiny"])
@@ -153,6 +184,17 @@ def test_out_of_memory_in_the_smallest_tiles_is_a_503_and_the_replica_lives_on(m
             encoded(model, latents(*shape))
     hook.remove()
     assert encoded(model, latents(*LARGE)).shape == (1, 4, 40, 36)
+
+
+@pytest.mark.skipif(not PEAK.exists(), reason="Linux alone can forget how much memory a process had at most")
+def test_a_picture_takes_little_more_than_its_pixels_before_it_is_encoded() -> None:
+    """A small file may hold a large picture. Pillow's RGB takes a third of its pixels in float32; one that is resized is held
+    twice, frames one at a time."""
+    told = json.loads(printed_by(OF_PICTURES, environment=os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**17)}))
+    assert all(taken > 0.9 for taken in told.values()), told  # the measure works
+    assert max(told["grey"], told["rgb"], told["rgba"]) < 1.45, told
+    assert told["resized"] < 1.8, told
+    assert told["frames"] < 1.1, told
 
 
 @pytest.mark.parametrize("work", ["decode", "encode"])

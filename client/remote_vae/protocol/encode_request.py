@@ -31,12 +31,14 @@ def in_rgb(picture: Image.Image) -> Image.Image:
         return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
     if picture.mode == "P":  # by way of RGBA: `convert` alone warns where the palette has transparent colours
         picture = picture.convert("RGBA")
-    return picture.convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")  # which would copy it
 
 
 def in_rgba(picture: Image.Image) -> Image.Image:
     """The picture in RGBA, opaque where it has no alpha."""
     has_alpha = picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info
+    if picture.mode == "RGBA":
+        return picture
     return picture.convert("RGBA") if has_alpha else in_rgb(picture).convert("RGBA")
 
 

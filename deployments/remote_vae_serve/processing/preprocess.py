@@ -7,9 +7,9 @@ Pictures (files and uint8) are resized to the next smaller multiple of the ratio
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ from remote_vae_serve.processing.finite import is_finite
 
 MAX_PIXELS = 2**26
 """Of a file's picture: 8192 x 8192. Looked at before a pixel is decoded."""
+ROWS = 64
+"""Of a picture that are brought to [-1, 1] at a time."""
 FORMATS = ("PNG", "JPEG", "WEBP")
 
 
@@ -112,20 +114,38 @@ def from_pictures(image: RawTensor | Picture, space: LatentSpace) -> torch.Tenso
     Raises:
         BadRequest: no picture, too large, too small, or with alpha where the model takes none.
     """
+    pictures: Iterable[Image.Image]
     if isinstance(image, RawTensor):
         _refuse_alpha(image, space)
         array = to_numpy(image)
-        pictures = [Image.fromarray(one) for one in (array if array.ndim == 4 else array[None])]
+        array = array if array.ndim == 4 else array[None]
+        (count, height, width), pictures = array.shape[:3], map(Image.fromarray, array)  # one at a time
     else:
-        pictures = [open_picture(image, space.pixel_channels == 4)]
-    height, width = _multiples(pictures[0].height, pictures[0].width, space)
-    arrays = [np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS)) for picture in pictures]
-    pixels = torch.from_numpy(np.stack(arrays).astype(np.float32) / 255.0).permute(0, 3, 1, 2)
-    pixels = 2.0 * pixels - 1.0
-    if pixels.shape[1] < space.pixel_channels:
-        pixels = torch.cat([pixels, torch.ones_like(pixels[:, :1])], 1)  # opaque
+        picture = open_picture(image, space.pixel_channels == 4)
+        count, height, width, pictures = 1, picture.height, picture.width, (picture,)
+    height, width = _multiples(height, width, space)
+    channels_last = torch.empty((count, height, width, space.pixel_channels), dtype=torch.float32)
+    for one, pixels in zip(pictures, channels_last.numpy(), strict=True):
+        _write_signed(one, pixels)
+    made = channels_last.permute(0, 3, 1, 2)
     as_frames = space.family.media == "video" and space.family.takes_time
-    return pixels.transpose(0, 1)[None] if as_frames else pixels
+    return made.transpose(0, 1)[None] if as_frames else made
+
+
+def _write_signed(picture: Image.Image, pixels: np.ndarray[Any, np.dtype[np.float32]]) -> None:
+    """Write a picture in [-1, 1] to `[H, W, C]`, resized to it, opaque where it has no alpha. Some rows at a time, in place: each
+    step of `VaeImageProcessor` on the whole picture is a copy of it, and a file of 64 KB may hold 8192 x 8192."""
+    height, width, channels = pixels.shape
+    if picture.size != (width, height):
+        picture = picture.resize((width, height), Image.Resampling.LANCZOS)
+    for top in range(0, height, ROWS):
+        rows = np.asarray(picture.crop((0, top, width, min(top + ROWS, height))))
+        signed = pixels[top : top + ROWS, :, : rows.shape[-1]]
+        np.divide(rows, 255.0, out=signed, dtype=np.float32)
+        signed *= 2.0
+        signed -= 1.0
+        if rows.shape[-1] < channels:
+            pixels[top : top + ROWS, :, rows.shape[-1] :] = 1.0
 
 
 def _refuse_alpha(image: RawTensor, space: LatentSpace) -> None:

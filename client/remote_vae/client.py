@@ -170,7 +170,7 @@ class RemoteVAE:
         workers: int = IN_FLIGHT,
         on_wait: OnWait | None = None,
     ) -> None:
-        self._made_of = (endpoint, timeout, deadline, retries, token, fallback, wire_dtype, workers)
+        self._made_of = (endpoint, timeout, deadline, retries, token, fallback, wire_dtype, workers, on_wait)
         self._transport = transport_to(endpoint, RetryPolicy(timeout, deadline, retries), workers, token, fallback)
         self._wire_dtype = wire_dtype
         self._on_wait = on_wait
@@ -287,10 +287,10 @@ class RemoteVAE:
 
 def _made_of(
     endpoint: Any, timeout: Timeout, deadline: float | None, retries: int | None, token: str | None, fallback: Any,
-    wire_dtype: str | None, workers: int,
+    wire_dtype: str | None, workers: int, on_wait: OnWait | None,
 ) -> RemoteVAE:  # fmt: skip
     """Of a pickle."""
     return RemoteVAE(
         endpoint, timeout=timeout, deadline=deadline, retries=retries, token=token, fallback=fallback, wire_dtype=wire_dtype,
-        workers=workers,
+        workers=workers, on_wait=on_wait,
     )  # fmt: skip

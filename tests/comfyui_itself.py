@@ -1,4 +1,4 @@
-"""As much of ComfyUI as these nodes use while they wait, with the names and signatures of ComfyUI 0.3.64:
+"""As much of ComfyUI as these nodes use while they wait, with the names and signatures of ComfyUI:
 `comfy.model_management`, `comfy.utils.ProgressBar`, `comfy_execution.utils`, `server.PromptServer`."""
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import pytest
 import torch
 
 
-class InterruptProcessingException(Exception):
-    """As ComfyUI's: raised once, and the wish is forgotten."""
+class InterruptProcessingException(BaseException):
+    """As ComfyUI's, which was an Exception once: raised once, and the wish is forgotten."""
 
 
 @dataclass

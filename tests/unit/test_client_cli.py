@@ -4,10 +4,12 @@ code. Servers are real ones, on this machine; only what goes wrong on the way is
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import subprocess
 import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -83,6 +85,7 @@ def test_without_torch_bfloat16_is_sent_as_it_is_and_a_pt_says_what_it_needs(ser
     torch.save(z, "needs.pt")
     code = f"""
 import sys
+import time
 sys.modules["torch"] = None
 from remote_vae.cli import main
 main(["decode", "{server}/sd", "brain.safetensors", "needs.pt", "-o", "out/", "--format", "npy"])
@@ -221,14 +224,40 @@ def test_a_pipe_sees_no_progress_bar_and_a_person_does(server: str, here: Path) 
     some_latents(here / "in", 12)
     piped = script("decode", f"{server}/sd", "in", "-o", "out/")
     assert piped.communicate(timeout=WAIT_S)[1] == ""
-    terminal, theirs = pty.openpty()
-    arguments = [str(SCRIPT), "decode", f"{server}/sd", "in", "-o", "seen/"]
-    with subprocess.Popen(arguments, stdout=theirs, stderr=theirs) as run:
-        os.close(theirs)
-        shown = b""
-        while b"files written" not in shown:
-            shown += os.read(terminal, 2**16)
-        assert run.wait(timeout=WAIT_S) == 0
-    os.close(terminal)
+    shown = shown_to_a_person(pty.openpty(), b"files written", "decode", f"{server}/sd", "in", "-o", "seen/")
     assert b"12/12" in shown
     assert b"12 files written, seen/0.png to seen/9.png" in shown
+
+
+def shown_to_a_person(terminal: tuple[int, int], until: bytes, *arguments: str) -> bytes:
+    """What a terminal shows of a command that ends well."""
+    ours, theirs = terminal
+    with subprocess.Popen([str(SCRIPT), *arguments], stdout=theirs, stderr=theirs) as run:
+        os.close(theirs)
+        shown = b""
+        while until not in shown:
+            shown += os.read(ours, 2**16)
+        assert run.wait(timeout=WAIT_S) == 0
+    os.close(ours)
+    return shown
+
+
+def test_a_person_sees_what_the_one_input_waits_for(z: torch.Tensor) -> None:
+    pty = pytest.importorskip("pty")
+    starting = {"name": "m", "state": "starting", "reason": "waits for\x1b[2J 1 GPU"}
+
+    def answer(exchange: Exchange) -> None:
+        if exchange.command == "GET":
+            exchange.reply(200, {}, json.dumps(starting).encode())
+            return
+        time.sleep(3)
+        exchange.reply(200, {"content-type": "image/png"}, b"\x89PNG")
+
+    with ScriptedServer(answer) as server:
+        shown = shown_to_a_person(pty.openpty(), b"latent.png", "decode", server.url, "latent.safetensors")
+        # A pipe is told nothing, and asks nothing.
+        asked = len(server.requests)
+        assert script("decode", server.url, "latent.safetensors", "--force").communicate(timeout=WAIT_S)[1] == ""
+        assert len(server.requests) == asked + 1
+    assert b"\r\x1b[Kstarting, 2 s: waits for [2J 1 GPU" in shown
+    assert shown.endswith(b"\r\x1b[Klatent.png\r\n")

@@ -122,7 +122,8 @@ def decode(
             requests = request.samples()
         if not as_frames and _is_done(source, outputs.paths(source, made, len(requests)), force, skip_existing):
             return []
-        results = transport.send(requests)
+        with runs.waiting_line(len(sources)) as on_wait:
+            results = transport.send(requests, on_wait)
         if as_frames:
             contents = [_picture(pixels, made) for result in results for pixels in to_numpy(result.tensor)]
         elif made in TENSORS:
@@ -180,7 +181,9 @@ def encode(
         if _is_done(source, [path], force, skip_existing):
             return []
         request = EncodeRequest(files.read_image(source, key), scaled, mode, seed, hints)
-        return [(path, _tensor_file(transport.send_one(request).tensor, made))]
+        with runs.waiting_line(len(sources)) as on_wait:
+            (result,) = transport.send([request], on_wait)
+        return [(path, _tensor_file(result.tensor, made))]
 
     with closing(transport):
         _run(Run(sources), work, concurrency, as_json)

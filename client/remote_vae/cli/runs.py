@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -28,6 +29,7 @@ from remote_vae.errors import (
     UnknownRoute,
     WrongMethod,
 )
+from remote_vae.transports.waiting import OnWait, Waiting
 
 FAILED, USAGE, UNAVAILABLE = 1, 2, 3
 """Exit codes."""
@@ -152,6 +154,24 @@ def progress(length: int) -> Iterator[Callable[[], None]]:
         return
     with click.progressbar(length=length, show_pos=True, file=sys.stderr) as bar:
         yield lambda: bar.update(1)
+
+
+@contextlib.contextmanager
+def waiting_line(length: int) -> Iterator[OnWait | None]:
+    """One line on standard error, where a person watches, that says what the one input waits for; several have a progress bar.
+    Yields what is told of it, or None."""
+    if length > 1 or not sys.stderr.isatty():
+        yield None
+        return
+
+    def tell(waiting: Waiting) -> None:
+        text = "".join(letter if letter.isprintable() else " " for letter in str(waiting))  # its reason is a server's
+        click.echo(f"\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}", nl=False, err=True)
+
+    try:
+        yield tell
+    finally:
+        click.echo("\r\x1b[K", nl=False, err=True)
 
 
 def _as_completed(

@@ -156,7 +156,9 @@ export class RemoteVAE {
     if (mediaType.startsWith("image/")) query.image_format = image_format;
     const packed = said.height !== undefined && said.width !== undefined;
     const isBatch = tensor.shape.length === 4 || (tensor.shape.length === 3 && packed);
-    const ask = (one, until) => this.#http.result("", { ...query, ...one.query }, "tensor/binary", mediaType, one.data, until);
+    const ask = (one, until, said = query) => (
+      this.#http.result("", { ...said, ...one.query }, "tensor/binary", mediaType, one.data, until)
+    );
     if (!mediaType.startsWith("image/") || !isBatch || tensor.shape[0] <= 1) return ask(tensor, signal);
     // One picture fits into one reply. Where one of them fails, the others are for nobody.
     const all = new AbortController();
@@ -164,7 +166,7 @@ export class RemoteVAE {
     if (signal?.aborted) forward();
     signal?.addEventListener("abort", forward);
     try {
-      return await Promise.all(samplesOf(tensor).map((one) => ask(one, all.signal)));
+      return await Promise.all(samplesOf(tensor).map((one, at) => ask(one, all.signal, ofSample(query, at))));
     } finally {
       signal?.removeEventListener("abort", forward);
       all.abort();
@@ -336,6 +338,11 @@ function queryOf(options, known) {
 function scalingOf(doScaling, { scaling_factor, shift_factor }) {
   const given = scaling_factor !== undefined || shift_factor !== undefined;
   return doScaling && given ? {} : { do_scaling: Boolean(doScaling) };
+}
+
+/** The query of one sample of a batch: it draws the noise that it draws in the batch, by `seed + at`. */
+function ofSample(query, at) {
+  return query.seed === undefined ? query : { ...query, seed: Number(query.seed) + at };
 }
 
 function samplesOf({ data, shape: [count, ...rest], dtype }) {

@@ -50,6 +50,14 @@ const full = (seconds) => says(503, { error: "Full.", code: "overloaded" }, { "r
 const busy = full(1);
 const well = says(200, "picture", { "content-type": "image/png" });
 
+test("pictures of a batch are asked for one by one, each with the noise that it draws in the batch", () =>
+  scripted([well], async (endpoint, seen) => {
+    const batch = new Tensor(new Float32Array(12), [3, 4, 1, 1]);
+    assert.equal((await new RemoteVAE(endpoint).decode(batch, { seed: 7 })).length, 3);
+    const seeds = seen.map(({ url: asked }) => new URL(asked, endpoint).searchParams.get("seed"));
+    assert.deepEqual(seeds.sort(), ["7", "8", "9"]);
+  }));
+
 test("every float16 and bfloat16 becomes the number it is and comes back", () => {
   const all = Uint16Array.from({ length: 65536 }, (_, bits) => bits);
   const isNumber = (bits, exponent) => (bits & exponent) !== exponent || (bits & (exponent ^ 0x7fff)) === 0;

@@ -29,7 +29,7 @@ const WORTH_ANOTHER = ["unavailable", "overloaded", "model_starting", "connectio
 const WORTH_ANOTHER_BY_A_DEADLINE = ["timed_out", "deadline_exceeded"];
 
 const OF_STATUS = {
-  400: "bad_request", 401: "unauthorized", 403: "forbidden", 404: "unknown_model", 405: "wrong_method", 408: "deadline_exceeded",
+  400: "bad_request", 401: "unauthorized", 404: "unknown_model", 405: "wrong_method", 408: "deadline_exceeded",
   413: "body_too_large", 415: "unknown_content_type", 429: "overloaded", 500: "internal_error", 503: "unavailable",
   504: "deadline_exceeded",
 };

@@ -166,7 +166,9 @@ BROKE_OFF = b"Internal Server Error"
 COMING_UP_S = 1.0
 """Retry-After of a 404 of Serve's own proxy, which for a moment after its start knows no route."""
 _BY_CODE = {error.code: error for error in SENT}
-_BY_STATUS = {error.status: error for error in reversed(SENT)} | {408: DeadlineExceeded, 429: Overloaded}  # Serve's own
+# A stranger's 403 is about something else than the origin of a page: a BadRequest, as other 4xx. 408 and 429 are Serve's own.
+_BY_STATUS = {error.status: error for error in reversed(SENT) if error is not Forbidden}
+_BY_STATUS |= {408: DeadlineExceeded, 429: Overloaded}
 
 
 def let_go_of_frames(error: BaseException) -> None:

@@ -91,7 +91,7 @@ def test_retry_after_is_whole_seconds_and_never_zero(seconds: float, header: str
 @pytest.mark.parametrize(
     ("status", "kind"),
     [
-        (400, errors.BadRequest), (401, errors.Unauthorized), (403, errors.Forbidden), (404, errors.UnknownModel),
+        (400, errors.BadRequest), (401, errors.Unauthorized), (403, errors.BadRequest), (404, errors.UnknownModel),
         (405, errors.WrongMethod), (413, errors.BodyTooLarge), (415, errors.UnknownContentType),
         (418, errors.BadRequest), (429, errors.Overloaded), (500, errors.InternalError), (502, errors.InternalError),
         (503, errors.Unavailable), (504, errors.DeadlineExceeded),

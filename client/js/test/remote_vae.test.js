@@ -130,6 +130,7 @@ for (const [name, answer, type, tries] of [
   ["a proxy that comes up, again", says(404, "Path not found. Ping http://.../-/routes"), "unknown_route", 2],
   ["an ingress that died, again", says(500, "Internal Server Error"), "unavailable", 2],
   ["a stranger's page, once", says(502, "<html>nginx</html>"), "internal_error", 1],
+  ["a stranger's refusal, once", says(403, "<html>nginx</html>"), "bad_request", 1],
   ["who asks for too much patience", says(503, { error: "No.", code: "overloaded" }, { "retry-after": "301" }), "overloaded", 1],
   ["a connection that is closed, again", (response) => response.destroy(), "connection_failed", 2],
   ["an answer that breaks off, again", (response) => {

@@ -68,7 +68,8 @@ export interface Hints {
   decodeNoiseScale?: number;
   decodeChunkSize?: number;
   forceNotQuantize?: boolean;
-  seed?: number;
+  /** 0 to 2**63 - 1. Sample k of a decode draws by seed + k. */
+  seed?: number | bigint;
 }
 
 export interface Scaling {

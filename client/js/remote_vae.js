@@ -18,6 +18,8 @@ export const DECODE_PARAMETERS = [
 ];
 export const ENCODE_PARAMETERS = [...SCALING, "sample_mode", ...HINTS];
 
+const SEEDS = 2n ** 63n; // of a batch sample k draws noise by seed + k, whole or one by one; after the largest comes 0
+
 // As transports/retry.py has it.
 const TIMEOUT_MS = 300_000; // a cold model loads its weights before it answers
 const RETRIES = 3;
@@ -156,9 +158,9 @@ export class RemoteVAE {
     if (mediaType.startsWith("image/")) query.image_format = image_format;
     const packed = said.height !== undefined && said.width !== undefined;
     const isBatch = tensor.shape.length === 4 || (tensor.shape.length === 3 && packed);
-    const ask = (one, until, said = query) => (
-      this.#http.result("", { ...said, ...one.query }, "tensor/binary", mediaType, one.data, until)
-    );
+    const ask = (one, until, more = {}) => {
+      return this.#http.result("", { ...query, ...one.query, ...more }, "tensor/binary", mediaType, one.data, until);
+    };
     if (!mediaType.startsWith("image/") || !isBatch || tensor.shape[0] <= 1) return ask(tensor, signal);
     // One picture fits into one reply. Where one of them fails, the others are for nobody.
     const all = new AbortController();
@@ -166,7 +168,8 @@ export class RemoteVAE {
     if (signal?.aborted) forward();
     signal?.addEventListener("abort", forward);
     try {
-      return await Promise.all(samplesOf(tensor).map((one, at) => ask(one, all.signal, ofSample(query, at))));
+      const seed = (at) => (said.seed === undefined ? {} : { seed: (BigInt(said.seed) + BigInt(at)) % SEEDS });
+      return await Promise.all(samplesOf(tensor).map((one, at) => ask(one, all.signal, seed(at))));
     } finally {
       signal?.removeEventListener("abort", forward);
       all.abort();
@@ -332,17 +335,16 @@ function queryOf(options, known) {
     if (!known.includes(name)) throw bad(option, `unknown option ${option}; known are ${known.join(", ")}, in camelCase`);
     if (value !== undefined && value !== null) query[name] = value;
   }
+  const { seed = 0 } = query;
+  if (typeof seed !== "bigint" && !Number.isSafeInteger(seed)) {
+    throw bad("seed", `seed is ${seed}; expected a whole number, above 2**53 - 1 as a BigInt`);
+  }
   return query;
 }
 
 function scalingOf(doScaling, { scaling_factor, shift_factor }) {
   const given = scaling_factor !== undefined || shift_factor !== undefined;
   return doScaling && given ? {} : { do_scaling: Boolean(doScaling) };
-}
-
-/** The query of one sample of a batch: it draws the noise that it draws in the batch, by `seed + at`. */
-function ofSample(query, at) {
-  return query.seed === undefined ? query : { ...query, seed: Number(query.seed) + at };
 }
 
 function samplesOf({ data, shape: [count, ...rest], dtype }) {

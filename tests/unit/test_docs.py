@@ -7,7 +7,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import requests
 import yaml
+
+from limits import WAIT_S
+from scripted_server import ScriptedServer
 
 ROOT = Path(__file__).parents[2]
 PAGES = (
@@ -91,22 +95,60 @@ def test_the_pictures_are_drawn_for_light_and_dark_by_themselves(name: str) -> N
 
 def test_the_addresses_of_others_endpoints_stand_for_the_same_models_wherever_they_are_listed() -> None:
     page = (ROOT / "docs" / "clients.md").read_text()
-    table = dict(re.findall(r"^\| `https://(\w+)` \|.*`http://127.0.0.1:8000/([\w-]+)` \|$", page, re.MULTILINE))
+    table = dict(re.findall(r"^\| `https://(\w+)` \|.*`http://127.0.0.1:8000/([\w#-]+)` \|$", page, re.MULTILINE))
     script = (ROOT / "integrations" / "huggingface_endpoints.sed").read_text()
     (listed,) = [
         block for block in re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL) if "hosts:" in block
     ]
     hosts = yaml.safe_load(listed)[0]["args"]["hosts"]
     assert len(table) == 7
-    assert table == dict(re.findall(r"^s#https://(\w+)\[.*/([\w-]+)#$", script, re.MULTILINE))
-    assert table == {host.partition(".")[0]: model for host, model in hosts.items()}
+    assert table == dict(re.findall(r"^s\|https://(\w+)\[.*/([\w#-]+)\|$", script, re.MULTILINE))
+    models = {address: model.partition("#")[0] for address, model in table.items()}
+    assert models == {host.partition(".")[0]: model for host, model in hosts.items()}
 
 
-def test_the_script_of_addresses_changes_what_stands_between_quotes_and_no_more() -> None:
-    before = """a = {"sd": 'https://q1bj3bpq6kzilnsu.us-east-1.example/', "f": "https://whhx50ex1aryqvw6.example"}\n"""
-    script = ROOT / "integrations" / "huggingface_endpoints.sed"
-    after = subprocess.run(["sed", "-f", str(script)], input=before, capture_output=True, text=True, check=True).stdout
-    assert after == """a = {"sd": 'http://127.0.0.1:8000/sd-v1', "f": "http://127.0.0.1:8000/flux"}\n"""
+OLDER_CLIENT = """
+ADDRESSES = {
+    'sd': 'https://q1bj3bpq6kzilnsu.us-east-1.example',
+    'video': 'https://o7ywnmrahorts457.us-east-1.example',
+}
+if kind == "Flux":
+    address = "https://whhx50ex1aryqvw6.us-east-1.example/"
+elif kind == "video":
+    address ="https://o7ywnmrahorts457.us-east-1.example/"  # 'quoted'
+"""
+"""As SD.Next and the ComfyUI nodes hold them: in either quotes, with and without a slash at the end."""
+
+
+def test_the_script_of_addresses_changes_what_stands_between_quotes_and_no_more(tmp_path: Path) -> None:
+    file = tmp_path / "nodes.py"
+    file.write_text(OLDER_CLIENT)
+    subprocess.run(["sed", "-i", "-f", str(ROOT / "integrations" / "huggingface_endpoints.sed"), str(file)], check=True)
+    assert (
+        file.read_text()
+        == """
+ADDRESSES = {
+    'sd': 'http://127.0.0.1:8000/sd-v1',
+    'video': 'http://127.0.0.1:8000/hunyuan-video#HunyuanVideo',
+}
+if kind == "Flux":
+    address = "http://127.0.0.1:8000/flux"
+elif kind == "video":
+    address ="http://127.0.0.1:8000/hunyuan-video#HunyuanVideo"  # 'quoted'
+"""
+    )
+
+
+def test_the_word_in_the_address_for_videos_is_never_sent() -> None:
+    with ScriptedServer(lambda exchange: exchange.reply(200, {}, b"")) as server:
+        requests.post(f"{server.url}#HunyuanVideo", params={"shape": [1, 4]}, timeout=WAIT_S)
+    assert server.requests == ["POST /model?shape=1&shape=4"]
+
+
+@pytest.mark.parametrize("path", ["modules/vae/sd_vae_remote.py", "modules/sd_vae_remote.py"])
+def test_both_paths_of_the_file_of_sd_next_have_their_command(path: str) -> None:
+    page = (ROOT / "docs" / "clients.md").read_text()
+    assert f"`sed -i -f huggingface_endpoints.sed {path}`" in page
 
 
 def test_the_request_that_is_told_by_name_goes_by_names_that_exist() -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from client_commands import here, succeed
 from families.images import CASES
 from in_process import InProcess, diffusers_engine, pipeline_of
 from remote_vae import remote_decode, remote_encode
@@ -19,8 +21,10 @@ from remote_vae.protocol.hints import Hints
 from remote_vae.protocol.tensors import from_array
 from remote_vae_serve.http.app import create_app
 from samples import latents, save_tiny_vae
+from scripted_server import Exchange, ScriptedServer
 from served import served
 
+__all__ = ["here"]  # fixture
 CASE = next(case for case in CASES if case.class_name == "ConsistencyDecoderVAE")
 THREE = torch.cat([latents(1, 4, 4, 6)] * 3)
 LARGEST = 2**63 - 1
@@ -46,6 +50,19 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def test_a_call_that_is_split_sends_a_seed_for_each_sample(seed: int | None, seeds: list[int | None]) -> None:
     requests = DecodeCall(THREE, hints=Hints(seed=seed, denormalized=True)).requests()
     assert [request.hints for request in requests] == [Hints(seed=one, denormalized=True) for one in seeds]
+
+
+def test_the_command_line_sends_a_seed_for_each_sample(here: Path) -> None:
+    seeds = []
+
+    def answer(exchange: Exchange) -> None:
+        seeds.append(exchange.decode_request().hints.seed)
+        exchange.reply(200, {"content-type": "image/png"}, b"a picture")
+
+    save_file({"latents": THREE}, "three.safetensors")
+    with ScriptedServer(answer) as server:
+        succeed("decode", server.url, "three.safetensors", "-o", "a.png", "--hint", "seed=7")
+    assert sorted(seeds) == [7, 8, 9]
 
 
 def test_what_is_not_split_sends_its_seed_as_it_is() -> None:

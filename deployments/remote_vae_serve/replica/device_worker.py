@@ -12,7 +12,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from itertools import islice
+from itertools import islice, starmap
 from typing import Any
 
 import torch
@@ -254,8 +254,9 @@ class DeviceWorker:
         began = time.perf_counter()
         first, values = jobs[0], sum(job.batch.numel() for job in jobs)
         self._running = began
+        clients = [(job.left, job.give_up) for job in jobs]
         try:
-            with self._unless(lambda: any(map(_is_wanted, jobs))):
+            with self._unless(lambda: any(starmap(_waits, clients))):
                 if len(jobs) == 1:
                     output, note = first.run(first.batch)
                     parts: Sequence[torch.Tensor] = (output,)
@@ -320,13 +321,13 @@ def _starts(job: Job) -> bool:
 def _is_wanted(job: Job) -> bool:
     """Whether somebody still waits for it; who has left is only taken out of the queue when its turn comes."""
     try:
-        return (
-            not job.left.is_set()
-            and not job.done.cancelled()
-            and (job.give_up is None or time.perf_counter() <= job.give_up)
-        )
+        return not job.done.cancelled() and _waits(job.left, job.give_up)
     except Exception:  # nobody can tell; its turn will
         return False
+
+
+def _waits(left: threading.Event, give_up: float | None) -> bool:
+    return not left.is_set() and (give_up is None or time.perf_counter() <= give_up)
 
 
 def _fits(job: Job, first: Job, size: int, limit: int) -> bool:

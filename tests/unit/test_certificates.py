@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ssl
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +13,11 @@ import pytest
 import torch
 
 from failing_server import Z, cut, decode, echo, hang_up, in_turn, skip_sleeps
-from remote_vae import list_models
-from remote_vae.errors import ConnectionFailed, UntrustedCertificate
+from limits import WAIT_S, stretched
+from remote_vae import Waiting, list_models
+from remote_vae.errors import Cancelled, ConnectionFailed, UntrustedCertificate
 from samples import latents, tiny_vae
+from scripted_server import Exchange, ScriptedServer
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +36,15 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def url(certificate: Path) -> Iterator[str]:
     with in_turn(echo) as server:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate, certificate.with_name("key.pem"))
-        server._server.socket = context.wrap_socket(server._server.socket, server_side=True)
-        yield server.url.replace("http://", "https://")
+        yield secured(server, certificate)
+
+
+def secured(server: ScriptedServer, certificate: Path) -> str:
+    """Its URL, which is one of HTTPS from now on."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, certificate.with_name("key.pem"))
+    server._server.socket = context.wrap_socket(server._server.socket, server_side=True)
+    return server.url.replace("http://", "https://")
 
 
 @pytest.fixture
@@ -92,3 +101,25 @@ def test_the_fallback_makes_it_good(url: str) -> None:
 def test_what_the_error_advises_helps(url: str, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
     assert torch.equal(decode(url), Z)
+
+
+def test_a_wait_over_tls_is_ended_as_any_other(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+    has_left, cancelled = threading.Event(), []
+
+    def silence(exchange: Exchange) -> None:
+        exchange.connection.settimeout(WAIT_S)
+        if exchange.connection.recv(1) == b"":
+            has_left.set()
+        exchange.close_connection = True
+
+    def stop(waiting: Waiting) -> None:
+        if waiting.seconds > 0.5:
+            cancelled.append(time.monotonic())
+            raise Cancelled("by its user")
+
+    with ScriptedServer(silence) as server:
+        with pytest.raises(Cancelled, match="by its user"):
+            decode(secured(server, certificate), on_wait=stop)
+        assert time.monotonic() - cancelled[0] < stretched(1)
+        assert has_left.wait(WAIT_S)

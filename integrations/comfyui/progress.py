@@ -12,6 +12,8 @@ from remote_vae import Waiting
 logger = logging.getLogger(__name__)
 WHOLE = 1000
 """Steps of the bar."""
+UNKNOWN_S = 2.0
+"""By then the server has said what is waited for, or there is none that says it."""
 
 
 class Progress:
@@ -29,7 +31,7 @@ class Progress:
         if self._bar is not None:
             self._bar.update_absolute(round(WHOLE * share(waiting)), WHOLE)
         text = f"Remote VAE: {waiting}"
-        if waiting.state != "waiting" and text != self._text:
+        if text != self._text and (waiting.state != "waiting" or waiting.seconds > UNKNOWN_S):
             self._text = text
             _say(text)
         if waiting.reason not in ("", self._logged):

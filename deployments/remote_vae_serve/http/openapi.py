@@ -30,6 +30,10 @@ BODIES = TENSORS | {"application/octet-stream": BINARY, "application/json": IN_J
 FILES = dict.fromkeys(sorted(FILE_TYPES), BINARY)
 PICTURES = dict.fromkeys(PICTURE_TYPES, BINARY)
 MODEL = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
+WAITING = {
+    "name": "waiting", "in": "query", "required": False, "schema": {"type": "string"},
+    "description": "The `x-request-id` of a request that waits: `ahead` says how many come before it.",
+}  # fmt: skip
 REPLY_HEADERS = {
     name: {"schema": {"type": "string"}, "description": meaning}
     for name, meaning in ({"x-request-id": "Of this exchange; the server's log knows it."} | HEADERS).items()
@@ -81,7 +85,7 @@ def document() -> dict[str, Any]:
         "paths": {
             "/": {"post": by_host},
             "/{model}": {
-                "get": _get("Describe a model; starts no replica.", DESCRIPTION, MODEL),
+                "get": _get("Describe a model; starts no replica.", DESCRIPTION, MODEL, WAITING),
                 "post": either,
             },
             "/{model}/decode": {"post": decode},

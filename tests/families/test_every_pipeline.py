@@ -199,3 +199,15 @@ def test_what_is_refused_is_refused_with_a_sentence(name: str, attribute: str) -
     assert any(attribute in chain for chain in _reads(PIPELINES[name]))
     with pytest.raises((BadRequest, AttributeError), match="local VAE"):
         getattr(vae, attribute)(torch.zeros(1))
+
+
+@pytest.mark.parametrize(
+    ("class_name", "name"), [("AutoencoderKLFlux2", "bn"), ("AutoencoderKLLTXVideo", "latents_mean")]
+)
+def test_statistics_that_an_older_server_does_not_tell_are_missed_and_not_made_up(class_name: str, name: str) -> None:
+    described = Described(_module(class_name))
+    assert described.description().buffers
+    del described._plain["buffers"]
+    vae = RemoteAutoencoder(described)
+    with pytest.raises(AttributeError, match=rf"has no '{name}'.* Keep a local VAE"):
+        getattr(vae, name)

@@ -57,8 +57,9 @@ class LocalClass:
 
     @property
     def layers(self) -> dict[str, torch.nn.Module]:
-        """Its layers. Of those that have weights nothing is there but their dtype, which may be cast; a call is refused."""
-        return dict(self._model.named_children())
+        """Its layers. Of those that have weights nothing is there but their dtype, which may be cast; a call is refused. One
+        without weights is there where the server has told what is in it."""
+        return {name: layer for name, layer in self._model.named_children() if not _is_empty(layer)}
 
     def arguments(
         self, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], carried: Collection[str]
@@ -96,14 +97,14 @@ class LocalClass:
             owner = self._model.get_submodule(path)
             owner.register_buffer(leaf, torch.tensor(values).reshape(getattr(owner, leaf).shape))
         for layer in self._model.children():  # what only counts, and is no statistic
-            if next(layer.parameters(), None) is None:
-                for owner, leaf, buffer in _buffers_of(layer):
-                    if buffer.is_meta:
-                        owner.register_buffer(leaf, torch.zeros_like(buffer, device="cpu"))
+            for leaf, buffer in layer.named_buffers(recurse=False):
+                if buffer.is_meta and not buffer.is_floating_point():
+                    layer.register_buffer(leaf, torch.zeros_like(buffer, device="cpu"))
 
 
-def _buffers_of(layer: torch.nn.Module) -> list[tuple[torch.nn.Module, str, torch.Tensor]]:
-    return [(owner, leaf, one) for owner in layer.modules() for leaf, one in owner.named_buffers(recurse=False)]
+def _is_empty(layer: torch.nn.Module) -> bool:
+    """Whether it has statistics and no weights, and its server is too old to tell them: zeros would be wrong pixels."""
+    return next(layer.parameters(), None) is None and any(buffer.is_meta for buffer in layer.buffers())
 
 
 def _without_weights(model_class: Any, config: Mapping[str, Any]) -> Any:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -133,6 +133,17 @@ def _reads(pipeline: Any) -> Iterator[list[str]]:
 PIPELINES = pipelines()
 
 
+def shown(names: Iterable[str]) -> list[Any]:
+    """Of `pytest.mark.parametrize`: in `make test` one pipeline of each folder of diffusers; `make test-families` has all."""
+    folders: set[str] = set()
+    parameters = []
+    for name in names:
+        folder = PIPELINES[name].__module__.rpartition(".")[0]
+        parameters.append(pytest.param(name, marks=pytest.mark.families if folder in folders else ()))
+        folders.add(folder)
+    return parameters
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _silent() -> Iterator[None]:
     """Deprecated pipelines say so, and parts that are missing."""
@@ -143,7 +154,7 @@ def _silent() -> Iterator[None]:
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize("name", [name for name in PIPELINES if name not in NOT_CONSTRUCTED])
+@pytest.mark.parametrize("name", shown(name for name in PIPELINES if name not in NOT_CONSTRUCTED))
 def test_it_is_constructed_as_around_the_vae(name: str) -> None:
     pipeline = PIPELINES[name]
     assert _classes(pipeline), "a class of VAE that no case has"
@@ -168,7 +179,7 @@ def _told(pipe: Any) -> dict[str, Any]:
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("name", shown(PIPELINES))
 def test_what_its_code_reads_off_the_vae_is_there(name: str) -> None:
     pipeline = PIPELINES[name]
     for class_name in _classes(pipeline):

@@ -6,6 +6,7 @@ What can be asked of the installed Ray without starting it is in tests/unit/test
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -122,8 +123,13 @@ class Counting:
         self._wrapped, self.calls = handle, list[str]()
 
     def __getattr__(self, name: str) -> Any:
-        self.calls.append(name)
-        return getattr(self._wrapped, name)
+        method = getattr(self._wrapped, name)
+
+        def call(*arguments: Any) -> Any:
+            self.calls.append(name)
+            return method.remote(*arguments)
+
+        return SimpleNamespace(remote=call)
 
 
 def test_what_one_process_writes_into_the_store_another_reads(cluster: Cluster) -> None:

@@ -142,6 +142,7 @@ def test_queued_and_decoding_are_shown(nodes: ModuleType, slow: Any, comfyui: Co
     assert {"queued behind 1", "decoding"} <= set(told)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", ["comfy.utils", "server", "comfy_execution.utils", "comfy.model_management"])
 def test_a_comfyui_without_a_part_of_it_shows_the_rest(
     nodes: ModuleType, slow: Any, comfyui: ComfyUI, missing: str, monkeypatch: pytest.MonkeyPatch

@@ -186,6 +186,7 @@ def test_out_of_memory_in_the_smallest_tiles_is_a_503_and_the_replica_lives_on(m
     assert encoded(model, latents(*LARGE)).shape == (1, 4, 40, 36)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not PEAK.exists(), reason="Linux alone can forget how much memory a process had at most")
 def test_a_picture_takes_little_more_than_its_pixels_before_it_is_encoded() -> None:
     """A small file may hold a large picture. Pillow's RGB takes a third of its pixels in float32; one that is resized is held

@@ -26,6 +26,7 @@ from served import served
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 @needs_node
 def test_it_makes_of_a_real_server_what_the_python_client_makes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -51,7 +51,7 @@ const ARRAYS = { float32: Float32Array, float16: Uint16Array, bfloat16: Uint16Ar
 /** Numbers with a shape: float32 in a Float32Array, uint8 in a Uint8Array, the bits of float16 and bfloat16 in a Uint16Array. */
 export class Tensor {
   constructor(data, shape, dtype = dtypeOf(data)) {
-    if (!(dtype in ARRAYS)) throw bad("dtype", `dtype is ${dtype}; expected one of ${Object.keys(ARRAYS).join(", ")}`);
+    if (!Object.hasOwn(ARRAYS, dtype)) throw bad("dtype", `dtype is ${dtype}; expected one of ${Object.keys(ARRAYS).join(", ")}`);
     if (!Array.isArray(shape) || !shape.every((size) => Number.isSafeInteger(size) && size >= 0)) {
       throw bad("shape", `shape is ${JSON.stringify(shape)}; expected a list of whole numbers`);
     }
@@ -153,7 +153,7 @@ export class RemoteVAE {
     const { do_scaling = true, ...said } = queryOf(options, DECODE_PARAMETERS);
     const { output_type = "pil", image_format = "jpg" } = said;
     const image = image_format === "png" ? "image/png" : "image/jpeg";
-    const mediaType = { pil: image, mp4: "video/mp4" }[output_type] ?? "tensor/binary";
+    const mediaType = new Map([["pil", image], ["mp4", "video/mp4"]]).get(output_type) ?? "tensor/binary";
     const query = { ...said, output_type, ...scalingOf(do_scaling, said) };
     if (mediaType.startsWith("image/")) query.image_format = image_format;
     const packed = said.height !== undefined && said.width !== undefined;
@@ -212,7 +212,7 @@ class Http {
     const [stranger] = Object.keys(unknown);
     if (stranger) throw bad(stranger, `unknown option ${stranger}; known are token, timeoutMs, deadlineMs, retries, fetch`);
     this.url = urlOf(endpoint);
-    this.token = token ?? (this.url.password ? decodeURIComponent(this.url.password) : undefined);
+    this.token = token ?? (this.url.password ? unescaped(this.url.password) : undefined);
     this.url.username = this.url.password = ""; // which fetch refuses
     if (this.token !== undefined && !/^[\x21-\x7e]+$/.test(this.token)) {
       throw bad("token", "token is empty or holds a character that no header can");
@@ -233,7 +233,7 @@ class Http {
 
   async result(below, query, contentType, accept, body, signal) {
     const headers = { "content-type": contentType, accept };
-    return resultOf(await this.#withRetries({ method: "POST", headers, body }, below, query, signal));
+    return resultOf(await this.#withRetries({ method: "POST", headers, body }, below, query, signal), accept);
   }
 
   async json(method, below, signal) {
@@ -307,6 +307,15 @@ class Http {
   }
 }
 
+/** As it is where it has a `%` that stands for itself. */
+function unescaped(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
+}
+
 function urlOf(endpoint) {
   let url;
   try {
@@ -336,8 +345,8 @@ function queryOf(options, known) {
     if (value !== undefined && value !== null) query[name] = value;
   }
   const { seed = 0 } = query;
-  if (typeof seed !== "bigint" && !Number.isSafeInteger(seed)) {
-    throw bad("seed", `seed is ${seed}; expected a whole number, above 2**53 - 1 as a BigInt`);
+  if ((typeof seed !== "bigint" && !Number.isSafeInteger(seed)) || seed < 0 || seed >= SEEDS) {
+    throw bad("seed", `seed is ${seed}; expected a whole number from 0 to 2**63 - 1, above 2**53 - 1 as a BigInt`);
   }
   return query;
 }
@@ -352,13 +361,15 @@ function samplesOf({ data, shape: [count, ...rest], dtype }) {
   return Array.from({ length: count }, (_, at) => new Tensor(data.subarray(at * size, (at + 1) * size), [1, ...rest], dtype));
 }
 
-function resultOf({ headers, bytes }) {
+function resultOf({ headers, bytes }, accept) {
   const type = (headers.get("content-type") ?? "").split(";")[0].trim().toLowerCase();
+  const isOfTheKind = accept.startsWith("tensor/") === type.startsWith("tensor/");
+  if (!isOfTheKind) throw broken(`The reply is ${type || "of no type"}; asked for was ${accept}`);
   if (type.startsWith("image/") || type.startsWith("video/")) return new Blob([bytes], { type });
   const shape = parseJson(headers.get("shape"));
   const dtype = headers.get("dtype");
   try {
-    if (!(dtype in ARRAYS)) throw bad("dtype", `dtype ${dtype}`);
+    if (!Object.hasOwn(ARRAYS, dtype ?? "")) throw bad("dtype", `dtype ${dtype}`);
     return new Tensor(new ARRAYS[dtype](bytes), shape, dtype);
   } catch (cause) {
     throw broken(`The reply (${type || "no Content-Type"}) is not one of this protocol: ${cause.message}`, cause);

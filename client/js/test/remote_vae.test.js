@@ -50,6 +50,16 @@ const full = (seconds) => says(503, { error: "Full.", code: "overloaded" }, { "r
 const busy = full(1);
 const well = says(200, "picture", { "content-type": "image/png" });
 
+test("a reply of another kind than was asked for, and a seed that is none, are told", () =>
+  scripted([well], async (endpoint) => {
+    const vae = new RemoteVAE(endpoint);
+    await assert.rejects(vae.decode(LATENTS, { outputType: "pt" }), { type: "broken_reply" });
+    await assert.rejects(vae.encode(new Uint8Array(3)), { type: "broken_reply" });
+    for (const seed of [-1, 2n ** 63n, 0.5]) await assert.rejects(vae.decode(LATENTS, { seed }), { parameter: "seed" });
+    assert.equal(new RemoteVAE("http://:50%off@127.0.0.1/sd") instanceof RemoteVAE, true);
+    assert.throws(() => new Tensor(new Float32Array(1), [1], "constructor"), { parameter: "dtype" });
+  }));
+
 test("every float16 and bfloat16 becomes the number it is and comes back", () => {
   const all = Uint16Array.from({ length: 65536 }, (_, bits) => bits);
   const isNumber = (bits, exponent) => (bits & exponent) !== exponent || (bits & (exponent ^ 0x7fff)) === 0;

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from remote_vae.errors import BadRequest, BrokenReply
+
 CARRIED = ("return_dict", "generator", "temb", "num_frames", "force_not_quantize")
 """Arguments that mean something here."""
 FRAMES_FIRST = ("AutoencoderKLAllegro",)
@@ -46,11 +48,17 @@ class DecodeArguments:
 
         Args:
             draws: the decoder draws noise.
+
+        Raises:
+            BadRequest: one that does not fit the latents.
         """
         hints: dict[str, Any] = {}
         if "force_not_quantize" in arguments:
             hints["force_not_quantize"] = bool(arguments["force_not_quantize"])
-        times, frames = _times(arguments.get("temb")), int(arguments.get("num_frames", 0))
+        times, frames = (
+            _times(arguments.get("temb"), len(latents)),
+            _frames(arguments.get("num_frames", 0), len(latents)),
+        )
         if times is not None:
             hints["decode_noise_scale"] = 0.0  # the pipeline has mixed its noise into them
         if frames:
@@ -72,7 +80,17 @@ class DecodeArguments:
         ]
 
     def pixels(self, made: list[torch.Tensor]) -> torch.Tensor:
-        """What the class's own `decode` gives, of what came back for the parts."""
+        """What the class's own `decode` gives, of what came back for the parts. Raises BrokenReply for what are no pixels of
+        these latents."""
+        for pixels in made:
+            if (
+                pixels.ndim not in (4, 5)
+                or (self.frames and pixels.ndim == 4)
+                or len(pixels) * len(made) != len(self.latents)
+            ):
+                raise BrokenReply(
+                    f"The server's pixels for latents {list(self.latents.shape)} have the shape {list(pixels.shape)}"
+                )
         pixels = made[0] if len(made) == 1 else torch.cat(made)
         if self.frames:
             return pixels.transpose(1, 2).flatten(0, 1)
@@ -81,11 +99,28 @@ class DecodeArguments:
         return pixels.transpose(1, 2) if self.frames_first else pixels
 
 
-def _seed(generator: torch.Generator | list[torch.Generator]) -> int:
+def _seed(generator: Any) -> int:
     """A seed that the generator gives: the same for the same generator, another the next time."""
-    one = generator[0] if isinstance(generator, list) else generator
+    one = generator[0] if isinstance(generator, (list, tuple)) and generator else generator
+    if not isinstance(one, torch.Generator):
+        raise BadRequest(f"generator is a {type(one).__name__}; expected a torch.Generator, or a list of them",
+                         parameter="generator")  # fmt: skip
     return int(torch.randint(2**62, (1,), generator=one, device=one.device))
 
 
-def _times(temb: Any) -> tuple[float, ...] | None:
-    return None if temb is None else tuple(torch.as_tensor(temb).flatten().tolist())
+def _times(temb: Any, batch: int) -> tuple[float, ...] | None:
+    if temb is None:
+        return None
+    times = tuple(torch.as_tensor(temb).flatten().tolist())
+    if len(times) not in (1, batch):
+        raise BadRequest(f"temb has {len(times)} values for {batch} samples; expected one each", parameter="temb")
+    return times if len(times) == batch else times * batch
+
+
+def _frames(count: Any, batch: int) -> int:
+    if isinstance(count, bool) or not isinstance(count, int) or count < 0 or (count and batch % count):
+        raise BadRequest(
+            f"num_frames is {count!r:.80}; expected a whole number that divides the {batch} frames",
+            parameter="num_frames",
+        )
+    return count

@@ -4,13 +4,21 @@ has no weights: what pipelines read off a VAE besides its config, and how they m
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Mapping
+import itertools
+import threading
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import diffusers
 import torch
+from diffusers.configuration_utils import FrozenDict
+from torch.nn.modules.module import register_module_module_registration_hook
 
-from remote_vae.errors import BadRequest
+from remote_vae.errors import BadRequest, BrokenReply
+
+MOST_LAYERS = 10_000
+"""Of an autoencoder: several times what the largest has. What a server says of its model is built here."""
 
 
 class LocalClass:
@@ -23,25 +31,21 @@ class LocalClass:
 
     Raises:
         BadRequest: the installed diffusers has no such class, or the config does not fit it.
+        BrokenReply: the buffers do not.
     """
 
     def __init__(self, name: str, config: Mapping[str, Any], buffers: Mapping[str, Any]) -> None:
-        found = getattr(diffusers, name, None)
-        if not hasattr(found, "decode"):
-            raise BadRequest(
-                f"The model on the server is a {name}, which diffusers {diffusers.__version__} here has not; install the "
-                "diffusers that your pipeline needs",
-                parameter="vae",
-            )
-        self.type: Any = found
-        self._model = _without_weights(found, config)
+        self.type = _class_named(name)
+        # An entry of that name would hide a method of the dictionary that diffusers keeps the config in.
+        self._said = {key: one for key, one in config.items() if not hasattr(FrozenDict, key)}
+        self._model = _without_weights(self.type, self._said)
         self._fill(buffers)
 
     @property
-    def config(self) -> dict[str, Any]:
-        """The config with what the class adds when it is made: AutoencoderTiny counts its blocks, which the config.json files
-        of taesd leave out."""
-        return dict(self._model.config)
+    def config(self) -> FrozenDict:
+        """The config as the server says it, with what the class adds when it is made: AutoencoderTiny counts its blocks, which
+        the config.json files of taesd leave out."""
+        return FrozenDict({**self._model.config, **self._said})
 
     def plain(self, name: str) -> Any:
         """An attribute that is a number, a word, or a list of them. Raises AttributeError where there is none."""
@@ -92,10 +96,16 @@ class LocalClass:
         return whole.replace(parameters=list(whole.parameters.values())[1:])
 
     def _fill(self, buffers: Mapping[str, Any]) -> None:
-        for name, values in buffers.items():
+        own = dict(self._model.named_buffers())
+        for name in buffers.keys() & own.keys():  # another version of the class may have others
             path, _, leaf = name.rpartition(".")
-            owner = self._model.get_submodule(path)
-            owner.register_buffer(leaf, torch.tensor(values).reshape(getattr(owner, leaf).shape))
+            values = torch.tensor([float(value) for value in buffers[name]])
+            if values.numel() != own[name].numel():
+                raise BrokenReply(
+                    f"The server says that {name} of its model has {values.numel()} values; {self.type.__name__} has "
+                    f"{own[name].numel()}"
+                )
+            self._model.get_submodule(path).register_buffer(leaf, values.reshape(own[name].shape))
         for layer in self._model.children():  # what only counts, and is no statistic
             for leaf, buffer in layer.named_buffers(recurse=False):
                 if buffer.is_meta and not buffer.is_floating_point():
@@ -107,14 +117,47 @@ def _is_empty(layer: torch.nn.Module) -> bool:
     return next(layer.parameters(), None) is None and any(buffer.is_meta for buffer in layer.buffers())
 
 
+def _class_named(name: str) -> Any:
+    try:
+        found = getattr(diffusers, name, None)
+    except Exception:  # of what needs a package that is not here, whatever its import raises
+        found = None
+    if isinstance(found, type) and issubclass(found, diffusers.ModelMixin) and hasattr(found, "decode"):
+        return found
+    raise BadRequest(
+        f"The model on the server is a {name[:80]}, which diffusers {diffusers.__version__} here has not; install the diffusers "
+        "that your pipeline needs",
+        parameter="vae",
+    )
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """Raises ValueError where this thread puts together more layers than any autoencoder has."""
+    thread, numbers = threading.get_ident(), itertools.count(1)
+
+    def count(*_: Any) -> None:
+        if threading.get_ident() == thread and next(numbers) > MOST_LAYERS:
+            raise ValueError(f"it has more than {MOST_LAYERS} layers")
+
+    hook = register_module_module_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 def _without_weights(model_class: Any, config: Mapping[str, Any]) -> Any:
     """An instance on the meta device; its layers refuse to be called."""
     try:
-        try:
-            with torch.device("meta"):
+        with _bounded():
+            try:
+                with torch.device("meta"):
+                    model = model_class.from_config(dict(config))
+            except RuntimeError as error:
+                if "meta tensor" not in str(error):  # of a constructor that reads a tensor's value (VidTok's quantiser)
+                    raise
                 model = model_class.from_config(dict(config))
-        except RuntimeError:  # of a constructor that reads a tensor's value (VidTok's quantiser)
-            model = model_class.from_config(dict(config))
     except Exception as error:
         raise BadRequest(
             f"The model's config does not fit {model_class.__name__} of diffusers {diffusers.__version__} here "

@@ -33,7 +33,7 @@ class Remote(Protocol):
 
 
 class RemoteAutoencoder(ModelMixin):  # type: ignore[misc]  # diffusers is not typed
-    """A remote VAE with the signatures of the diffusers autoencoder that it is, without weights and without layers.
+    """A remote VAE that is called as the diffusers autoencoder that it is, without weights and without layers.
 
     A ModelMixin, since `from_pretrained(vae=...)` takes nothing else; and for `isinstance` of the model's own class, by which
     some pipelines tell which VAE they were given. Its one parameter is empty: it carries the device and the dtype that `to`,
@@ -64,7 +64,7 @@ class RemoteAutoencoder(ModelMixin):  # type: ignore[misc]  # diffusers is not t
         assert description.config is not None
         local = LocalClass(description.class_name, description.config, description.buffers or {})
         self.__dict__.update(_remote=remote, _description=description)
-        self.__dict__["_config"] = FrozenDict({**local.config, **description.config})
+        self.__dict__["_config"] = local.config
         # SDXL's pipelines ask its parameters for the dtype that latents are to have.
         self.post_quant_conv = torch.nn.Module()
         self.post_quant_conv.register_parameter("nothing", torch.nn.Parameter(torch.empty(0), requires_grad=False))
@@ -116,7 +116,7 @@ class RemoteAutoencoder(ModelMixin):  # type: ignore[misc]  # diffusers is not t
             RemoteVAEError: see `errors`.
         """
         z, arguments = self._local.arguments("decode", args, kwargs, CARRIED)
-        _check_no_gradients(z)
+        _check(z)
         call = DecodeArguments.of(self._local.type.__name__, z, arguments, "seed" in (self._description.hints or {}))
         made = [
             self._remote.decode(latents, do_scaling=False, output_type="pt", **hints).to(z.device, z.dtype)
@@ -153,12 +153,12 @@ class RemoteAutoencoder(ModelMixin):  # type: ignore[misc]  # diffusers is not t
                 parameter="image",
             )
         x, arguments = self._local.arguments("encode", args, kwargs, ("return_dict",))
-        _check_no_gradients(x)
+        _check(x)
         mode = "moments" if kind == "moments" else "argmax"
         said = self._description
         signed = signed_pixels(x, said.pixel_scale, said.pixel_shift)
         tensor = self._remote.encode(signed, sample_mode=mode).to(x.device, x.dtype)
-        return encoder_output(self._local.type.__name__, kind, tensor, arguments.get("return_dict", True))
+        return encoder_output(self._local.type.__name__, kind, tensor, len(x), arguments.get("return_dict", True))
 
     def _encode(self, x: torch.Tensor) -> torch.Tensor:
         """The moments alone: AnyFlow's pipelines call what is private."""
@@ -229,8 +229,13 @@ def _known(name: str, ratio: int | None) -> int:
     return ratio
 
 
-def _check_no_gradients(tensor: torch.Tensor) -> None:
-    """They would end here in silence."""
+def _check(tensor: torch.Tensor) -> None:
+    """Raises BadRequest for what cannot be sent; for gradients, which would end here in silence."""
+    if not isinstance(tensor, torch.Tensor) or tensor.layout is not torch.strided or tensor.is_nested or tensor.is_meta:
+        what = (
+            f"{tensor.layout} tensor on {tensor.device}" if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+        )
+        raise BadRequest(f"The remote VAE is given a {what}; expected a dense tensor with values", parameter="tensor")
     if tensor.requires_grad and torch.is_grad_enabled():
         raise BadRequest(
             "No gradients come back from a server; call the remote VAE under torch.no_grad(), or keep a local VAE",

@@ -9,6 +9,8 @@ from typing import Literal
 from remote_vae.protocol.model_description import ModelDescription
 
 State = Literal["waiting", "starting", "queued", "decoding", "encoding", "receiving", "retrying"]
+LONGEST_S = 10**6
+"""Of one step of a start: nothing takes so long."""
 PROCESS_S = 3.0
 """Of a replica's process, before it begins to tell how long it takes."""
 
@@ -44,7 +46,7 @@ class Waiting:
             return cls("waiting", seconds)
         if description.state in ("cold", "starting"):
             return cls("starting", seconds, description.reason or "", _start_s(description.startup or {}))
-        if description.ahead:
+        if description.ahead and description.ahead > 0:
             return cls("queued", seconds, ahead=description.ahead)
         if description.state != "ready":
             return cls("waiting", seconds, description.reason or "")
@@ -60,7 +62,8 @@ class Waiting:
             about = f" {self.received / 2**20:.1f}{of_total} MiB{about}"
         elif self.expected_s is not None:
             about += f" of about {self.expected_s:.0f}" if self.state == "starting" else f", in {self.expected_s:.0f} s"
-        return f"{self.state}{about}{': ' if self.reason else ''}{self.reason}"
+        reason = "".join(character for character in " ".join(self.reason.split()) if character.isprintable())
+        return f"{self.state}{about}{': ' if reason else ''}{reason}"
 
 
 OnWait = Callable[[Waiting], object]
@@ -70,4 +73,5 @@ other."""
 
 def _start_s(took: Mapping[str, float]) -> float | None:
     steps = [seconds for step, seconds in took.items() if step.endswith("_s")]
-    return PROCESS_S + sum(steps) if steps else None
+    # Anybody's server says it: one that says nonsense must not fail the call.
+    return PROCESS_S + sum(steps) if steps and all(0 <= seconds < LONGEST_S for seconds in steps) else None

@@ -163,7 +163,7 @@ def test_reading_wakes_nobody_and_keeps_nobody_awake_and_says_the_same(one: OneU
     began = time.monotonic()
     asleep = one.wait_until("sleeper", "cold")  # under GETs as fast as they go
     assert time.monotonic() - began < WAIT_S / 2
-    for of_a_replica in ("gpu_ids", "state"):
+    for of_a_replica in ("gpu_ids", "state", "replicas"):
         awake.pop(of_a_replica, None)
         asleep.pop(of_a_replica, None)
     assert asleep == awake

@@ -134,4 +134,4 @@ def test_arguments_that_do_not_fit_the_latents_are_refused_by_name(
 def test_a_start_that_took_no_time_there_is_tells_none(seconds: float) -> None:
     said = ModelDescription.from_plain({"state": "starting", "startup": {"a_s": seconds}, "reason": "a\nb\x1b[2J"})
     waiting = Waiting.at_server("decode", 2.0, said)
-    assert (waiting.expected_s, str(waiting)) == (None, "starting, 2 s: a b[2J")
+    assert (waiting.expected_s, str(waiting)) == (None, "starting, 2 s: a b [2J")

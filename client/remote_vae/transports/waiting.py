@@ -62,7 +62,8 @@ class Waiting:
             about = f" {self.received / 2**20:.1f}{of_total} MiB{about}"
         elif self.expected_s is not None:
             about += f" of about {self.expected_s:.0f}" if self.state == "starting" else f", in {self.expected_s:.0f} s"
-        reason = "".join(character for character in " ".join(self.reason.split()) if character.isprintable())
+        printable = (character if character.isprintable() else " " for character in self.reason)
+        reason = " ".join("".join(printable).split())
         return f"{self.state}{about}{': ' if reason else ''}{reason}"
 
 

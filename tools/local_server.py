@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
+import random
 import re
 import secrets
 import signal
@@ -24,6 +25,8 @@ from typing import Any, NamedTuple
 import requests
 import yaml
 
+from remote_vae.ray_internals import PORT_VARIABLES
+
 CONFIG = Path(__file__).parents[1] / "serve_config.yaml"
 DRAIN_S = 60.0
 """The launcher lets requests in flight finish, and HAProxy forget what it knew."""
@@ -36,10 +39,16 @@ class ServerFailed(RuntimeError):
     """The server did not come up; the end of its log is in the message."""
 
 
+PORTS = range(20_000, 32_000)
+"""Below those that the kernel gives to whoever asks for any: one that is chosen here is still free when a server has come up."""
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    for port in random.sample(PORTS, len(PORTS)):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise ServerFailed(f"All ports from {PORTS.start} to {PORTS.stop} are taken")
 
 
 class LocalServer:
@@ -68,7 +77,8 @@ class LocalServer:
         change(self._config)
         self._models = models
         self._command = command
-        self._environment = dict(environment or {})
+        # Several start at once, and the launcher's choice holds for those that listen already.
+        self._environment = {variable: str(free_port()) for variable in PORT_VARIABLES} | dict(environment or {})
         self._headers = {"authorization": f"Bearer {token}"} if token else {}
         self._folder = tempfile.TemporaryDirectory(prefix="remote-vae-")
         self._sessions: set[int] = set()

@@ -13,7 +13,7 @@ import torch
 from families.video import CASES
 from haproxy_binary import why_no_haproxy
 from limits import WAIT_S, stretched
-from local_server import LocalServer, free_port
+from local_server import LocalServer
 from remote_vae import RemoteVAE, Waiting
 from remote_vae.errors import Cancelled
 from samples import latents
@@ -41,10 +41,8 @@ def wan(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         ingress = next(app for app in config["applications"] if app["name"] == "remote-vae")
         config["applications"] = [ingress, model]
 
-    ports = {f"RAY_SERVE_HAPROXY_{name}_PORT": str(free_port()) for name in ("STATS", "METRICS")}
-    environment = ports | {"RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port())}
     command = (sys.executable, "-m", "remote_vae_serve.cli", "run", "--token", TOKEN)
-    with LocalServer(models=("wan",), change=change, command=command, token=TOKEN, environment=environment) as server:
+    with LocalServer(models=("wan",), change=change, command=command, token=TOKEN) as server:
         yield f"{server.url}/wan"
 
 

@@ -23,7 +23,7 @@ import pytest
 import troubled_apps
 from haproxy_binary import why_no_haproxy
 from limits import WAIT_S
-from local_server import LocalServer, free_port, living
+from local_server import LocalServer, living
 from raw_http import Answer, connect, exchange, speak
 from remote_vae import errors
 from remote_vae.errors import RemoteVAEError
@@ -112,8 +112,6 @@ def _environment(name: str) -> dict[str, str]:
     path = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     environment = {"PYTHONPATH": os.pathsep.join(filter(None, path))}
     if name == "haproxy":
-        ports = ("HAPROXY_STATS_PORT", "HAPROXY_METRICS_PORT", "FALLBACK_PROXY_HTTP_PORT")
-        environment |= {f"RAY_SERVE_{port}": str(free_port()) for port in ports}
         environment["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"] = "1"
     return environment
 

@@ -108,8 +108,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OneURL]:
         config["applications"] = [ingress, *models]
 
     port = free_port()
-    ports = {f"RAY_SERVE_HAPROXY_{name}_PORT": str(free_port()) for name in ("STATS", "METRICS")}
-    environment = ports | {
+    environment = {
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(port), "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
         "HF_HUB_OFFLINE": "1",
     }  # fmt: skip

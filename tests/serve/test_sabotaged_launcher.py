@@ -17,7 +17,7 @@ import pytest
 import requests
 
 from haproxy_binary import why_no_haproxy
-from local_server import LocalServer, ServerFailed, free_port, living
+from local_server import LocalServer, ServerFailed, living
 
 TOKEN = "s3cret-of-the-test"
 SABOTAGE = """
@@ -79,11 +79,9 @@ def test_with_tokens_that_serve_would_not_ask_for_nothing_is_served(sabotaged: s
         pytest.skip(reason)
     (tmp_path / "sitecustomize.py").write_text(SABOTAGE)
     path = [str(tmp_path), os.environ.get("PYTHONPATH", "")]
-    ports = ("HAPROXY_STATS_PORT", "HAPROXY_METRICS_PORT", "FALLBACK_PROXY_HTTP_PORT")
     environment = {
         "PYTHONPATH": os.pathsep.join(filter(None, path)),
         "SABOTAGED": sabotaged,
-        **{f"RAY_SERVE_{port}": str(free_port()) for port in ports},
     }
     command = (sys.executable, "-m", "remote_vae_serve.cli", "run", "--token", TOKEN, "--proxy", proxy)
     server = LocalServer(models=("fake",), change=change, command=command, token=TOKEN, environment=environment)

@@ -1,4 +1,5 @@
-"""`DiffusersEngine`: a diffusers autoencoder, loaded from safetensors and run eagerly as it is, within a budget of memory."""
+"""`DiffusersEngine`: a diffusers autoencoder, loaded from safetensors and run within a budget of memory: eagerly, as diffusers
+wrote it, or with graph rewrites in force (`engine: fast`)."""
 
 from __future__ import annotations
 
@@ -26,6 +27,8 @@ from remote_vae_serve.engine.memory.out_of_memory import is_out_of_memory, load_
 from remote_vae_serve.engine.memory.planner import MemoryPlanner, in_gib
 from remote_vae_serve.engine.model_config import filled_in, latent_space, statistics_of
 from remote_vae_serve.engine.operation import ENCODE, Operation, one_by_one, run_of
+from remote_vae_serve.engine.rewrites.rewriting import Rewriting
+from remote_vae_serve.engine.rewrites.table import rewrites_of, rewriting
 from remote_vae_serve.engine.tiling import UNTILED, TilingPlan, view
 from remote_vae_serve.families.layouts import NO_HINTS, RequestHints
 from remote_vae_serve.processing.finite import is_finite
@@ -50,6 +53,8 @@ class DiffusersEngine(Engine):
         super().__init__(on_event)
         self._config = config
         self._models: dict[torch.dtype, Any] = {}
+        self._rewrites = rewrites_of(config.engine, device)
+        self._rewriting: dict[torch.dtype, Rewriting] = {}
         self._distribution: type[Any] | None = None
         self._cache = MallocCache()
         self.device = device
@@ -66,7 +71,7 @@ class DiffusersEngine(Engine):
         model_class = getattr(diffusers, self.space.class_name)
         memory = budget(self._config, self.device)
         self.planner = MemoryPlanner(
-            model_class, self.model_config, self.space, self.dtype, self._models.keys(), memory
+            model_class, self.model_config, self.space, self.dtype, self._models.keys(), memory, self._rewrites
         )
         if self.device == "cpu" and self._config.memory == "auto":
             logger.info(
@@ -105,6 +110,8 @@ class DiffusersEngine(Engine):
         """The model in that dtype, loaded when it is first asked for: who only decodes in one never pays for another."""
         if dtype not in self._models:
             self._models[dtype] = self._load(dtype)
+            self._rewriting[dtype] = rewriting(self._rewrites)
+            self._rewriting[dtype].prepare(self._models[dtype])
         return self._models[dtype]
 
     def _load(self, dtype: torch.dtype) -> Any:
@@ -228,7 +235,7 @@ class DiffusersEngine(Engine):
         self.pending.wait(free - needed)
         self._cache.prepare((operation.unseeded, batch.shape[1:], plan, dtype), needed, free)
         seen = view(model, plan, self.space.family.tile, self.space.ratio)
-        run = run_of(operation, seen, self.space, self.dtype, self._found)
+        run = run_of(operation, seen, self.space, self.dtype, self._found, self._rewriting[dtype])
         try:
             with self._measured(estimator, needed), self.abandonment.at_each(getattr(seen, operation.part, None)):
                 given = self._to_device(batch, dtype)

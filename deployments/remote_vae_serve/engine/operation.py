@@ -8,6 +8,8 @@ from typing import Any, Literal, Protocol
 
 import torch
 
+from remote_vae_serve.engine.rewrites.deferred import value_of
+from remote_vae_serve.engine.rewrites.rewriting import EAGER, Rewriting
 from remote_vae_serve.families.family import LatentSpace
 from remote_vae_serve.families.layouts import NO_HINTS, RequestHints
 
@@ -56,6 +58,7 @@ def run_of(
     space: LatentSpace,
     pixels: torch.dtype,
     found: Callable[[type[Any]], object] = lambda distribution: None,
+    rewriting: Rewriting = EAGER,
 ) -> Run:
     """The work as a function of a batch. What an encoder with a distribution gives are its moments: samples are drawn of them for
     the whole batch at once, or a seed would not give what it gives in diffusers.
@@ -64,20 +67,22 @@ def run_of(
         space: of the model.
         pixels: the dtype that decoded ones are wanted in.
         found: told the class of the distribution.
+        rewriting: the rewrites that are in force; the model was prepared by them.
     """
     family = space.family
 
     def decode(latents: torch.Tensor, first: int = 0) -> torch.Tensor:
-        return family.decode(model, latents, space, operation.hints.of_sample(first)).to(pixels)
+        with rewriting:
+            return value_of(family.decode(model, latents, space, operation.hints.of_sample(first)).to(pixels))  # type: ignore[no-any-return]
 
     def encode(picture: torch.Tensor, first: int = 0) -> torch.Tensor:
         to_range = family.range.from_signed
-        encoded = family.encode(model, picture if to_range is None else to_range(picture))
+        with rewriting:
+            encoded = family.encode(model, picture if to_range is None else to_range(picture))
         if isinstance(encoded, torch.Tensor):
-            return encoded
+            return value_of(encoded)  # type: ignore[no-any-return]
         found(type(encoded))
-        moments: torch.Tensor = encoded.parameters
-        return moments
+        return value_of(encoded.parameters)  # type: ignore[no-any-return]
 
     return decode if operation.kind == "decode" else encode
 

@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_map
 from remote_vae.errors import BadRequest
 from remote_vae.protocol.output import Output
 from remote_vae_serve.engine.operation import DECODE, ENCODE, Operation, run_of
+from remote_vae_serve.engine.rewrites.table import rewriting
 from remote_vae_serve.engine.tiling import UNTILED, TilingPlan, view
 from remote_vae_serve.families.family import LatentSpace
 from remote_vae_serve.processing.postprocess import to_output
@@ -49,10 +50,15 @@ class MemoryEstimator:
         model: of the class and the dtype in question, on the meta device.
         space: what it says of its latents.
         pixels: the dtype that what it decodes is wanted in; None for its own.
+        rewrites: the names of those that the engine runs it with.
     """
 
-    def __init__(self, model: Any, space: LatentSpace, pixels: torch.dtype | None = None) -> None:
+    def __init__(
+        self, model: Any, space: LatentSpace, pixels: torch.dtype | None = None, rewrites: tuple[str, ...] = ()
+    ) -> None:
         self._model = model
+        self._rewrites = rewrites
+        rewriting(rewrites).prepare(model)
         self._space = space
         self._running, self._learning = threading.Lock(), threading.Lock()
         self._excess = 1.0
@@ -148,7 +154,8 @@ class MemoryEstimator:
         # The lock is here, not around the cache: what is known already is told while another shape is being counted.
         with self._running, LiveBytes() as live, torch.inference_mode(), _FusedAttention():
             with _each_tile_once(model, operation.part, live) if in_tiles else nullcontext():
-                made = run_of(operation, model, self._space, self._pixels)(given)
+                # Anew for each: weights that rewrites derive at their first use are counted every time.
+                made = run_of(operation, model, self._space, self._pixels, rewriting=rewriting(self._rewrites))(given)
             peak = int(given.nbytes + live.peak)
         if at_once < batch:
             made = made.new_empty((batch, *made.shape[1:]))

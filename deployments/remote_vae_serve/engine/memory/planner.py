@@ -26,6 +26,7 @@ class MemoryPlanner:
         dtype: what decoded pixels are wanted in.
         loaded: the dtypes in which weights are on the device; it grows.
         budget: bytes that weights and work may take together.
+        rewrites: the names of those that the engine runs the model with.
     """
 
     def __init__(
@@ -36,8 +37,10 @@ class MemoryPlanner:
         dtype: torch.dtype,
         loaded: Collection[torch.dtype],
         budget: int,
+        rewrites: tuple[str, ...] = (),
     ) -> None:
         self.budget = budget
+        self._rewrites = rewrites
         self._model_class, self._config, self._space, self._dtype = model_class, config, space, dtype
         self._loaded = loaded
         self._estimators: dict[torch.dtype, MemoryEstimator] = {}
@@ -48,7 +51,7 @@ class MemoryPlanner:
         with self._lock:
             if dtype not in self._estimators:
                 graph = on_meta(self._model_class, self._config, dtype)
-                self._estimators[dtype] = MemoryEstimator(graph, self._space, self._dtype)
+                self._estimators[dtype] = MemoryEstimator(graph, self._space, self._dtype, self._rewrites)
             return self._estimators[dtype]
 
     @property

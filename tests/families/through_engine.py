@@ -85,7 +85,7 @@ class Served:
     def __init__(self, case: Case, folder: Path, **arguments: Any) -> None:
         case.build().save_pretrained(folder)
         self.case = case
-        self.engine = diffusers_engine(folder, **{"config": config_of(case)} | arguments)
+        self.engine = diffusers_engine(folder, **{"config": config_of(case), "engine": "fast"} | arguments)
         self.pipeline = pipeline_of(self.engine)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)

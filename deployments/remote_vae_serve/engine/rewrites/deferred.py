@@ -44,7 +44,9 @@ class Deferred(torch.Tensor):
         """Its values; computed once."""
         if self.made is None:
             assert self.step is not None
-            self.made, self.step = self.step.compute(), None
+            with torch._C.DisableTorchFunction():  # or the rewrites in force would have it wait again
+                self.made = self.step.compute()
+            self.step = None
         return self.made
 
     def __repr__(self) -> str:  # type: ignore[override]

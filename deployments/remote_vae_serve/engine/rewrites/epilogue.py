@@ -52,10 +52,10 @@ class Convolution(Step):
     def compute(self, activation: str | None = None) -> torch.Tensor:
         """Run it; `activation` is `relu` or None."""
         numbers = list(self.padding), list(self.stride), list(self.dilation), self.groups
-        if (self.residual is not None or activation is not None) and self._is_of_onednn():
+        if self._is_of_onednn():
             of_onednn, given = torch.ops.mkldnn._convolution_pointwise, (self.weight, self.bias, *numbers)
             if self.residual is None:
-                made = of_onednn(self.given, *given, activation, [], "")
+                made = of_onednn(self.given, *given, activation or "none", [], "")
             else:
                 made = of_onednn.binary(self.given, self.residual, *given, "add", 1.0, activation, [], None)
             return made  # type: ignore[no-any-return]
@@ -66,7 +66,7 @@ class Convolution(Step):
         return result if activation is None else result.relu_()
 
     def _is_of_onednn(self) -> bool:
-        """Whether torch gives it to oneDNN too, so that nothing but the epilogue differs."""
+        """Whether oneDNN does it. Some in float32 torch would do by loops of its own, which do not keep the layout."""
         return (
             self.given.device.type == "cpu"
             and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]

@@ -13,8 +13,9 @@ import torch
 from torch.nn import functional
 
 from remote_vae_serve.engine.rewrites import kernels
+from remote_vae_serve.engine.rewrites.casts import before_cast, cast_to
 from remote_vae_serve.engine.rewrites.channels_last import rows_of
-from remote_vae_serve.engine.rewrites.deferred import Deferred, Function, Step, step_of, value_of
+from remote_vae_serve.engine.rewrites.deferred import Deferred, Function, Step, step_of
 from remote_vae_serve.engine.rewrites.rewriting import Handler, Rewrite
 
 
@@ -23,10 +24,12 @@ class RMSNorm(Step):
     """`functional.normalize` of `[B, C, (T,) H, W]` over the channels, times `factor` and `weight`, plus `bias`.
 
     Attributes:
+        dtype: of the result.
         weight, bias: of C values, in a shape that broadcasts; or None.
     """
 
     given: torch.Tensor
+    dtype: torch.dtype
     eps: float
     factor: float = 1.0
     weight: torch.Tensor | None = None
@@ -35,7 +38,13 @@ class RMSNorm(Step):
     def compute(self, activates: bool = False) -> torch.Tensor:
         """Run it, and SiLU after it if it `activates`."""
         rows = rows_of(self.given)
-        if rows is None or self.weight is None or self.eps != kernels.EPS or not kernels.takes(self.given):
+        if (
+            rows is None
+            or self.weight is None
+            or self.dtype != self.given.dtype
+            or self.eps != kernels.EPS
+            or not kernels.takes(self.given)
+        ):
             return self._by_torch(activates)
         made = torch.empty_like(self.given)
         into = rows_of(made)
@@ -44,7 +53,8 @@ class RMSNorm(Step):
         return made
 
     def _by_torch(self, activates: bool) -> torch.Tensor:
-        made = functional.normalize(self.given, dim=1, eps=self.eps)
+        widest = torch.promote_types(self.dtype, torch.float32) if self.given.dtype.itemsize < 4 else self.dtype
+        made = functional.normalize(self.given.to(widest), dim=1, eps=self.eps).to(self.dtype)
         if self.factor != 1:
             made.mul_(self.factor)
         if self.weight is not None:
@@ -62,6 +72,7 @@ class RMSNormSiLU(Rewrite):
     def handlers(self) -> Mapping[Function, Handler]:
         return {
             functional.normalize: self._normalize,
+            torch.Tensor.to: self._cast,
             torch.Tensor.mul: self._multiply,
             torch.Tensor.add: self._add,
             functional.silu: self._silu,
@@ -71,8 +82,16 @@ class RMSNormSiLU(Rewrite):
     def _normalize(given: Any, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Any = None) -> Any:
         if p != 2 or dim != 1 or given.ndim not in (4, 5) or out is not None:
             return NotImplemented
-        given = value_of(given)
-        return Deferred(RMSNorm(given, eps), given.shape, given)
+        given, dtype = before_cast(given)
+        return _normalized(RMSNorm(given, dtype, eps))
+
+    @staticmethod
+    def _cast(given: Any, *args: Any, **options: Any) -> Any:
+        step = step_of(given, RMSNorm)
+        if step is None or (dtype := cast_to(given, args, options)) is None:
+            return NotImplemented
+        is_first = step.factor == 1 and step.weight is None and step.bias is None
+        return _normalized(replace(step, dtype=dtype)) if is_first else NotImplemented
 
     @staticmethod
     def _multiply(given: Any, by: Any) -> Any:
@@ -80,8 +99,8 @@ class RMSNormSiLU(Rewrite):
         if step is None or step.bias is not None or step.weight is not None:
             return NotImplemented
         if type(by) in (int, float):
-            return _instead(given, replace(step, factor=step.factor * by))
-        return _instead(given, replace(step, weight=by)) if _is_of_channels(by, given) else NotImplemented
+            return _normalized(replace(step, factor=step.factor * by))
+        return _normalized(replace(step, weight=by)) if _is_of_channels(by, given) else NotImplemented
 
     @staticmethod
     def _add(given: Any, summand: Any, **options: Any) -> Any:
@@ -90,7 +109,7 @@ class RMSNormSiLU(Rewrite):
             return NotImplemented
         if type(summand) in (int, float) and summand == 0:
             return given
-        return _instead(given, replace(step, bias=summand)) if _is_of_channels(summand, given) else NotImplemented
+        return _normalized(replace(step, bias=summand)) if _is_of_channels(summand, given) else NotImplemented
 
     @staticmethod
     def _silu(given: Any, inplace: bool = False) -> Any:
@@ -98,8 +117,8 @@ class RMSNormSiLU(Rewrite):
         return NotImplemented if step is None or inplace else step.compute(activates=True)
 
 
-def _instead(given: Deferred, step: RMSNorm) -> Deferred:
-    return Deferred(step, given.shape, step.given)
+def _normalized(step: RMSNorm) -> Deferred:
+    return Deferred(step, step.given.shape, torch.empty((), dtype=step.dtype, device=step.given.device))
 
 
 def _is_of_channels(parameter: Any, given: torch.Tensor) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from remote_vae_serve.engine.rewrites.casts import DeferredCasts
 from remote_vae_serve.engine.rewrites.causal_padding import CausalPadding
 from remote_vae_serve.engine.rewrites.channels_last import ChannelsLast
 from remote_vae_serve.engine.rewrites.epilogue import Epilogue
@@ -14,7 +15,7 @@ from remote_vae_serve.engine.rewrites.rms_norm_silu import RMSNormSiLU
 from remote_vae_serve.engine.rewrites.upsampling import FoldedUpsampling
 
 REWRITES: tuple[type[Rewrite], ...] = (
-    ChannelsLast, NoopDivision, GroupNormSiLU, RMSNormSiLU, FoldedUpsampling, CausalPadding, Epilogue,
+    ChannelsLast, NoopDivision, DeferredCasts, GroupNormSiLU, RMSNormSiLU, FoldedUpsampling, CausalPadding, Epilogue,
 )  # fmt: skip
 """In order: of two that know a function, the first that applies has it."""
 NAMES = tuple(rewrite.name for rewrite in REWRITES)

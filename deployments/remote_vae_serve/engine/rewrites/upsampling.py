@@ -7,14 +7,15 @@ kernel and stride 2. It takes 4/9 of the multiplications, and the large picture 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch.nn import functional
 
-from remote_vae_serve.engine.rewrites.deferred import Deferred, Function, Step, step_of, value_of
+from remote_vae_serve.engine.rewrites.casts import before_cast, cast_to
+from remote_vae_serve.engine.rewrites.deferred import Deferred, Function, Step, step_of
 from remote_vae_serve.engine.rewrites.derived_weights import DerivedWeights
 from remote_vae_serve.engine.rewrites.rewriting import Handler, Rewrite
 
@@ -31,12 +32,13 @@ taps 2 (of i) and 0 (of i+1).
 
 @dataclass(frozen=True, eq=False)
 class Upsampling(Step):
-    """Nearest upsampling of `[B, C, H, W]` to twice height and width."""
+    """Nearest upsampling of `[B, C, H, W]` to twice height and width, in that dtype."""
 
     given: torch.Tensor
+    dtype: torch.dtype
 
     def compute(self) -> torch.Tensor:
-        return functional.interpolate(self.given, scale_factor=2.0, mode="nearest")
+        return functional.interpolate(self.given.to(self.dtype), scale_factor=2.0, mode="nearest")
 
 
 class FoldedUpsampling(Rewrite):
@@ -48,11 +50,11 @@ class FoldedUpsampling(Rewrite):
         self._folded = DerivedWeights(_fold)
 
     def handlers(self) -> Mapping[Function, Handler]:
-        casts = (torch.Tensor.to, torch.Tensor.type_as, torch.Tensor.contiguous)
         return {
             functional.interpolate: self._upsample,
             torch.conv2d: self._convolve,
-            **{function: _carried_on(function) for function in casts},
+            torch.Tensor.to: self._cast,
+            torch.Tensor.type_as: self._cast,
         }
 
     @staticmethod
@@ -63,9 +65,16 @@ class FoldedUpsampling(Rewrite):
         doubles = size is None and tuple(by) == (2, 2) and mode in NEAREST and given.ndim == 4
         if not doubles or any(more) or any(options.values()):
             return NotImplemented
-        given = value_of(given)
+        given, dtype = before_cast(given)
         batch, channels, height, width = given.shape
-        return Deferred(Upsampling(given), (batch, channels, 2 * height, 2 * width), given)
+        return _upsampled(Upsampling(given, dtype), (batch, channels, 2 * height, 2 * width))
+
+    @staticmethod
+    def _cast(given: Any, *args: Any, **options: Any) -> Any:
+        step = step_of(given, Upsampling)
+        if step is None or (dtype := cast_to(given, args, options)) is None:
+            return NotImplemented
+        return _upsampled(replace(step, dtype=dtype), given.shape)
 
     def _convolve(
         self,
@@ -81,7 +90,7 @@ class FoldedUpsampling(Rewrite):
         plain = (stride, padding, dilation) in (((1, 1), (1, 1), (1, 1)), (1, 1, 1)) and groups == 1
         if step is None or not plain or tuple(weight.shape[2:]) != (3, 3) or weight.dtype != given.dtype:
             return NotImplemented
-        return torch.conv_transpose2d(step.given, self._folded.of(weight), bias, stride=2, padding=1)
+        return torch.conv_transpose2d(step.given.to(step.dtype), self._folded.of(weight), bias, stride=2, padding=1)
 
 
 def _fold(weight: torch.Tensor) -> torch.Tensor:
@@ -91,15 +100,5 @@ def _fold(weight: torch.Tensor) -> torch.Tensor:
     return made.to(weight.dtype).contiguous(memory_format=torch.channels_last)
 
 
-def _carried_on(function: Function) -> Handler:
-    """The same of what is upsampled: it does not matter whether values are cast before or after they are repeated."""
-
-    def handler(given: Any, *args: Any, **options: Any) -> Any:
-        step = step_of(given, Upsampling)
-        if step is None:
-            return NotImplemented
-        args = tuple(value_of(one) if type(one) is Deferred else one for one in args)
-        small = function(step.given, *args, **options)
-        return Deferred(Upsampling(small), given.shape, small)
-
-    return handler
+def _upsampled(step: Upsampling, size: Sequence[int]) -> Deferred:
+    return Deferred(step, size, torch.empty((), dtype=step.dtype, device=step.given.device))

@@ -33,7 +33,11 @@ MODELS: dict[str, tuple[type[Any], dict[str, Any], tuple[int, ...]]] = {
         (1, 4, 16, 24),
     ),
     "tiny": (AutoencoderTiny, {"encoder_block_out_channels": (8,) * 4, "decoder_block_out_channels": (8,) * 4}, (1, 4, 8, 12)),
-    "wan": (AutoencoderKLWan, {"base_dim": 8, "dim_mult": [1, 2, 2], "z_dim": 4, "num_res_blocks": 1, "temperal_downsample": [False, True]}, (1, 4, 2, 8, 12)),
+    "wan": (
+        AutoencoderKLWan,
+        {"base_dim": 8, "dim_mult": [1, 2, 2], "z_dim": 4, "num_res_blocks": 1, "temperal_downsample": [False, True]},
+        (1, 4, 2, 8, 12),
+    ),
 }  # fmt: skip
 TAKES_THE_PLACE_OF = {
     "noop_division": ("sd", {"aten.div.Tensor"}),

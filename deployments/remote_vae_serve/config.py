@@ -188,7 +188,9 @@ class VAEConfig(DoorConfig):
         "auto", description="GPUs a replica reserves; `auto` (for one machine) is 1 if a live node has a GPU, else 0."
     )
     num_cpus: float = Field(
-        0.1, ge=0, description="CPUs that Ray reserves for a replica; it does not limit its threads."
+        0.1,
+        ge=0,
+        description="CPUs that Ray reserves for a replica; from 1 on it has as many threads on a CPU, rounded down.",
     )
     engine: Literal["auto", "fast", "eager"] = Field(
         "auto",
@@ -225,7 +227,10 @@ class VAEConfig(DoorConfig):
         "Kandinsky 5.",
     )
     threads: int | None = Field(
-        None, gt=0, description="Torch's threads; if unset as many as num_cpus, or every core where that is below 1."
+        None,
+        gt=0,
+        description="Torch's threads; if unset as many as num_cpus, or where that is below 1 the CPUs that the container may "
+        "use, divided among the replicas on them that are at work.",
     )
     retry_s: float = Field(30, gt=0, description="Seconds after which a model that could not be loaded is tried again.")
     fake: FakeEngineConfig | None = Field(None, description="Use the fake engine instead of the source's weights.")

@@ -6,7 +6,6 @@ from __future__ import annotations
 import gc
 import logging
 import math
-import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
@@ -29,6 +28,7 @@ from remote_vae_serve.engine.model_config import filled_in, latent_space, statis
 from remote_vae_serve.engine.operation import ENCODE, Operation, one_by_one, run_of
 from remote_vae_serve.engine.rewrites.rewriting import Rewriting
 from remote_vae_serve.engine.rewrites.table import rewrites_of, rewriting
+from remote_vae_serve.engine.threads import ThreadCount
 from remote_vae_serve.engine.tiling import UNTILED, TilingPlan, view
 from remote_vae_serve.families.layouts import NO_HINTS, RequestHints
 from remote_vae_serve.processing.finite import is_finite
@@ -57,10 +57,11 @@ class DiffusersEngine(Engine):
         self._rewriting: dict[torch.dtype, Rewriting] = {}
         self._distribution: type[Any] | None = None
         self._cache = MallocCache()
+        self._threads = ThreadCount(config)
         self.device = device
 
     def load(self) -> None:
-        self._set_threads()
+        torch.set_num_threads(self._threads.most)
         self._weights = weights.fetch(self._config)
         self.model_config = filled_in(self._weights.config(), self._config.source)
         self.space = latent_space(self._weights.config(), self._config.source, self._config.config)
@@ -131,11 +132,6 @@ class DiffusersEngine(Engine):
             raise ModelFailed(
                 f"{self._config.source} could not be loaded: {load_reason(error, self.device)}"
             ) from error
-
-    def _set_threads(self) -> None:
-        """Ray sets OMP_NUM_THREADS=1 in a replica that reserves less than one CPU; a decode would crawl."""
-        reserved = int(self._config.num_cpus)
-        torch.set_num_threads(self._config.threads or reserved or len(os.sched_getaffinity(0)))
 
     def on_device(self) -> AbstractContextManager[object]:
         # A stream of its own: copies of one result and the decode of the next do not wait for each other.
@@ -237,7 +233,7 @@ class DiffusersEngine(Engine):
         seen = view(model, plan, self.space.family.tile, self.space.ratio)
         run = run_of(operation, seen, self.space, self.dtype, self._found, self._rewriting[dtype])
         try:
-            with self._measured(estimator, needed), self.abandonment.at_each(getattr(seen, operation.part, None)):
+            with self._at_work(estimator, needed), self.abandonment.at_each(getattr(seen, operation.part, None)):
                 given = self._to_device(batch, dtype)
                 return one_by_one(run, given) if plan.one_by_one else run(given)
         except Exception as error:
@@ -255,10 +251,11 @@ class DiffusersEngine(Engine):
         return None
 
     @contextmanager
-    def _measured(self, estimator: MemoryEstimator, predicted: int) -> Iterator[None]:
-        """On a GPU the forecast learns from what work took, and from what it could not have."""
+    def _at_work(self, estimator: MemoryEstimator, predicted: int) -> Iterator[None]:
+        """On a CPU work has its share of the threads; on a GPU the forecast learns from what it took, and could not have."""
         if self.device != "cuda":
-            yield
+            with self._threads.shared():
+                yield
             return
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()

@@ -13,6 +13,7 @@ from ray.serve import Application
 
 from remote_vae.transports.handle import MODEL_DEPLOYMENT
 from remote_vae_serve.config import ASIDE, INGRESS_DEPLOYMENT, IngressConfig, VAEConfig
+from remote_vae_serve.engine import threads
 from remote_vae_serve.engine.memory import malloc_cache
 from remote_vae_serve.ingress.ingress import Ingress
 from remote_vae_serve.replica.description import describe_arguments
@@ -64,8 +65,8 @@ def vae(args: VAEConfig) -> Application:
 
 
 def environment_of(args: VAEConfig, num_gpus: float) -> dict[str, Any]:
-    """The `runtime_env` of a replica: where a decode runs on the CPU, what has its process keep memory."""
-    return {} if num_gpus or args.fake is not None else {"env_vars": malloc_cache.ENVIRONMENT}
+    """The `runtime_env` of a replica: where a decode runs on the CPU, what has its process keep memory, and its threads sleep."""
+    return {} if num_gpus or args.fake is not None else {"env_vars": malloc_cache.ENVIRONMENT | threads.ENVIRONMENT}
 
 
 def gpus_of_a_replica(args: VAEConfig) -> float:

@@ -230,7 +230,7 @@ class VAEConfig(DoorConfig):
         None,
         gt=0,
         description="Torch's threads; if unset as many as num_cpus, or where that is below 1 the CPUs that the container may "
-        "use, divided among the replicas on them that are at work.",
+        "use, divided among the replicas on them that are at work. The last place of float32 depends on their number.",
     )
     retry_s: float = Field(30, gt=0, description="Seconds after which a model that could not be loaded is tried again.")
     fake: FakeEngineConfig | None = Field(None, description="Use the fake engine instead of the source's weights.")

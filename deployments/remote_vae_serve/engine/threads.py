@@ -14,10 +14,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import torch
-
 from remote_vae_serve.config import VAEConfig
 
+ENVIRONMENT = {"OMP_WAIT_POLICY": "passive"}
+"""Of torch's OpenMP, libgomp, which reads it when a process starts: a thread that waits for others sleeps. Else it spins for 3 ms
+on a core that another replica, a codec or the event loop could have. What that costs: python -m benchmarks.threads."""
 LOCK_FILE = Path(tempfile.gettempdir()) / f"remote-vae-cpus-{os.getuid()}"
 """Empty; the replicas of this user that are at work on this host hold locks on bytes of it. The kernel takes back those of a
 process that is killed."""
@@ -44,6 +45,8 @@ class ThreadCount:
     @contextmanager
     def shared(self) -> Iterator[int]:
         """Set torch's threads for one operation, on the thread that runs it: OpenMP keeps the number for each thread."""
+        import torch  # not above: Serve's controller, which places replicas, reads ENVIRONMENT
+
         with _opened(self._lock_file) as locks:
             at_work = _at_work(locks, usable_cpus())
             threads = self._told or max(1, self.most // at_work)

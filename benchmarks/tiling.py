@@ -51,7 +51,7 @@ class Case:
 
 def cases() -> Iterator[Case]:
     """The demo VAE on a picture, random models on smooth random latents."""
-    engine = DiffusersEngine(VAEConfig(source="demo", device="cpu"), "cpu")
+    engine = DiffusersEngine(VAEConfig(source="demo", device="cpu", dtype="float32"), "cpu")
     engine.load()
     demo = engine._model(torch.float32)
     with torch.inference_mode():

@@ -60,8 +60,8 @@ def fake_engine(channels: int = 4, decode_s: float = 0.0) -> Engine:
 
 
 def diffusers_engine(folder: Path, **arguments: Any) -> DiffusersEngine:
-    """Loaded on the CPU; eager, with one thread and no company, so that results can be compared bit for bit."""
-    exact: dict[str, Any] = {"engine": "eager", "threads": 1, "batching": "off"}
+    """Loaded on the CPU; eager in float32, with one thread and no company, so that results can be compared bit for bit."""
+    exact: dict[str, Any] = {"engine": "eager", "dtype": "float32", "threads": 1, "batching": "off"}
     engine = DiffusersEngine(VAEConfig(source=str(folder), **exact | arguments), "cpu")
     engine.load()
     return engine

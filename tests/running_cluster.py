@@ -114,9 +114,9 @@ def start_ingress(weights: Path, at_the_end: ExitStack) -> Cluster:
 def start_models(cluster: Cluster) -> None:
     """A model of each kind, one of them at a path of its own too.
 
-    Eager, one thread on both sides and no company in a batch: results are compared bit for bit.
+    Eager in float32, one thread on both sides and no company in a batch: results are compared bit for bit.
     """
-    exact: dict[str, Any] = {"device": "cpu", "engine": "eager", "threads": 1, "batching": "off"}
+    exact: dict[str, Any] = {"device": "cpu", "engine": "eager", "dtype": "float32", "threads": 1, "batching": "off"}
     models = {
         kind: vae(VAEConfig(source=cluster.source(kind), max_body_mib=1, allow_origins=(PAGE,), **exact))
         for kind in SERVED

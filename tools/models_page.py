@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import tempfile
 import warnings
@@ -25,6 +26,8 @@ import diffusers
 import torch
 
 from families.case import Case
+from families.full_size import FULL_SIZE
+from families.in_bfloat16 import NEEDED, psnr_of
 from families.stumbling import Stumbled, last_step, stumble
 from families.through_engine import ALL, CASES, Served, decode_difference, difference, encode_difference, serving
 from popular_models import POPULAR, shipped
@@ -48,6 +51,7 @@ LATER = {
     "RFD4ProteinaAutoencoder": "proteins",
 }
 """Autoencoders of diffusers that make neither pictures nor videos, and what they make."""
+MEASURED_IN_BFLOAT16 = ("decode", "decode at full size", "encode", "encode at full size")
 RATIOS = {
     "AutoencoderKL": "8", "AsymmetricAutoencoderKL": "8", "AutoencoderTiny": "8", "AutoencoderDC": "32",
     "ConsistencyDecoderVAE": "8", "VQModel": "8 (Kandinsky), 4 (LDM)", "AutoencoderKLKVAE": "8", "AutoencoderRAE": "16",
@@ -132,6 +136,24 @@ ended against the one before. `make test-families` holds all of it.
 | case | decode | encode | batch of 3 | 4 threads | after an exception |
 |---|---|---|---|---|---|
 """
+IN_BFLOAT16 = f"""
+## bfloat16 on a CPU
+
+Where the processor multiplies bfloat16 at least 1.5 times as fast as float32 (AMX does), `dtype: auto` decodes in it on a CPU, if
+the class keeps {NEEDED:g} dB: PSNR of the pixels against float32, same weights and latents; the peak is the range of those in
+float32. Encodes likewise, of their moments and their mode, under `encode_dtype: auto`. `dtype: float32` is for both.
+
+Measured through the server on a CPU, of each class the worst of its cases above, which are tiny, and at full size with random
+weights and small latents; a dash is a class that was too large for the machine, or has no encoder. Of the demo VAE's trained
+weights see [its card](../deployments/remote_vae_serve/demo/README.md).
+
+| class | decode, tiny | decode, full size | encode, tiny | encode, full size | `auto` in bfloat16 |
+|---|---|---|---|---|---|
+"""
+AFTER_BFLOAT16 = """
+Wan's encodes stay in float32 although they keep that: the video that begins with one moves
+([FastVideo, pull request 1472](https://github.com/hao-ai-lab/FastVideo/pull/1472)).
+"""
 CANNOT = """
 ## What cannot be had, and why
 
@@ -179,6 +201,21 @@ def _safety(served: Served) -> dict[str, float | None]:
     return {"batch": batch, "threads": at_once, "exception": difference(served.ask(samples[0]), alone[0])}
 
 
+def measure_bfloat16() -> dict[str, dict[str, float]]:
+    """PSNR in dB by class, of each the worst case: see `families.in_bfloat16`."""
+    worst: dict[str, dict[str, float]] = {}
+    for cases, size in ((CASES, ""), (FULL_SIZE, " at full size")):
+        for case in cases:
+            with tempfile.TemporaryDirectory() as folder:
+                found = psnr_of(case, Path(folder), threads=1 if cases is CASES else None)
+            print(case.name, size, found, file=sys.stderr)
+            numbers = worst.setdefault(case.class_name, {})
+            for part, number in found.items():
+                if number is not None:
+                    numbers[part + size] = min(round(number, 1), numbers.get(part + size, math.inf))
+    return worst
+
+
 def page(measured: dict[str, Any]) -> str:
     """docs/models.md."""
     rows = [(family, name, _spaces(name)) for family in FAMILIES for name in family.classes]
@@ -196,6 +233,9 @@ def page(measured: dict[str, Any]) -> str:
         _row(name, *(_figure(numbers[key]) for key in ("decode", "encode", "batch", "threads", "exception")))
         for name, numbers in measured["cases"].items()
     ]
+    lines.append(IN_BFLOAT16)
+    lines += [_row(f"`{name}`", *_in_bfloat16(family, measured["bfloat16"][name])) for family, name, _ in rows]
+    lines.append(AFTER_BFLOAT16)
     kinds = [
         f"{', '.join(f'`{name}`' for name in LATER if LATER[name] == kind)} ({kind})" for kind in _once(LATER.values())
     ]
@@ -240,6 +280,11 @@ def _how(family: Family, name: str, spaces: list[LatentSpace]) -> list[str]:
     ]
 
 
+def _in_bfloat16(family: Family, numbers: dict[str, float | None]) -> list[str]:
+    said = ["-" if (number := numbers.get(name)) is None else f"{number:.1f}" for name in MEASURED_IN_BFLOAT16]
+    return [*said, " and ".join(f"{name}s" for name in family.bfloat16) or "-"]
+
+
 def _once(words: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(words))
 
@@ -258,10 +303,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--measure", action="store_true", help="measure all cases first, and keep it in docs/models.json"
     )
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if docs/models.md is stale")
+    parser.add_argument("--measure-bfloat16", action="store_true", help="of that only how far bfloat16 is from float32")
     options = parser.parse_args(arguments)
     warnings.simplefilter("ignore")
-    if options.measure:
-        MEASURED.write_text(json.dumps(measure(), indent=1) + "\n")
+    if options.measure or options.measure_bfloat16:
+        measured = measure() if options.measure else json.loads(MEASURED.read_text())
+        measured["bfloat16"] = measure_bfloat16()
+        MEASURED.write_text(json.dumps(measured, indent=1) + "\n")
     text = page(json.loads(MEASURED.read_text()))
     if not options.check:
         PAGE.write_text(text)

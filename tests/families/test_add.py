@@ -31,7 +31,7 @@ def test_what_add_prints_of_a_folder_loads_and_is_said_to_be_of_its_family(case:
     assert f"{space.class_name}, {space.channels} latent channels: {space.family.name}; hints: " in printed.stdout
     (application,) = yaml.safe_load("applications:\n" + printed.stdout)["applications"]
     assert application["import_path"] == "remote_vae_serve.app:vae"
-    engine = DiffusersEngine(VAEConfig(**application["args"], threads=1), "cpu")
+    engine = DiffusersEngine(VAEConfig(**application["args"], dtype="float32", threads=1), "cpu")
     engine.load()
     assert type(engine._model(torch.float32)).__name__ == case.class_name
     assert (engine.space.takes, engine.space.ratio) == (space.takes, space.ratio)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -179,6 +180,33 @@ def test_auto_is_float32_on_a_cpu_and_never_float16_where_that_overflows(force_u
     on_gpu = torch.bfloat16 if force_upcast else torch.float16
     assert space.family.safe_dtype(space, "cpu") == torch.float32
     assert space.family.safe_dtype(space, "cuda") == on_gpu
+
+
+@pytest.mark.parametrize(
+    ("keeps", "decode", "encode"),
+    [
+        ((), torch.float32, torch.float32), (("encode",), torch.float32, torch.float32),
+        (("decode",), torch.bfloat16, torch.float32), (("decode", "encode"), torch.bfloat16, torch.bfloat16),
+    ],
+)  # fmt: skip
+def test_auto_is_bfloat16_on_a_fast_cpu_where_the_row_says_so(
+    keeps: tuple[Literal["decode", "encode"], ...], decode: torch.dtype, encode: torch.dtype
+) -> None:
+    space = latent_space_of("AutoencoderKL", tiny_vae("sd").config)
+    row = replace(space.family, bfloat16=keeps)
+    assert row.safe_dtype(space, "cpu", lambda: True) is decode
+    assert row.safe_dtype(space, "cpu", lambda: False) is torch.float32
+    assert row.safe_encode_dtype(space, "cpu", decode) is encode
+    assert row.safe_encode_dtype(space, "cpu", torch.float32) is torch.float32
+
+
+def test_whether_a_cpu_is_fast_is_not_asked_where_it_does_not_matter() -> None:
+    def never() -> bool:
+        raise AssertionError
+
+    space = latent_space_of("AutoencoderKL", tiny_vae("sd").config)
+    assert space.family.safe_dtype(space, "cuda", never) is not torch.float32
+    assert GENERIC.safe_dtype(space, "cpu", never) is torch.float32
 
 
 @pytest.mark.parametrize(

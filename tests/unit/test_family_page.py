@@ -7,11 +7,14 @@ import json
 import pytest
 from diffusers.models import autoencoders
 
+from families.in_bfloat16 import NEEDED
 from families.through_engine import ALL, CASES, NOT_SERVED, TOLERANCE
 from models_page import LATER, MEASURED, PAGE, RATIOS, main
 from remote_vae_serve.families.table import FAMILIES
 
 ROWS = {name for family in FAMILIES for name in family.classes}
+IN_FLOAT32_ALL_THE_SAME = {("AutoencoderKLWan", "encode")}
+"""What keeps enough, and whose row says why that is not enough."""
 
 
 def test_no_autoencoder_of_the_installed_diffusers_is_without_a_row() -> None:
@@ -47,3 +50,13 @@ def test_what_was_measured_is_of_every_case_and_within_what_is_promised() -> Non
         assert measured[case.name]["decode"] <= TOLERANCE
         assert (measured[case.name]["encode"] is None) == (case.encode is None)
         assert (measured[case.name]["encode"] or 0) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", sorted(ROWS))
+def test_what_may_run_in_bfloat16_was_measured_to_keep_what_is_needed(name: str) -> None:
+    measured = json.loads(MEASURED.read_text())["bfloat16"][name]
+    (row,) = (family for family in FAMILIES if name in family.classes)
+    for part in ("decode", "encode"):
+        numbers = [measured[key] for key in (part, f"{part} at full size") if key in measured]
+        keeps = bool(numbers) and min(numbers) >= NEEDED
+        assert (part in row.bfloat16) == (keeps and (name, part) not in IN_FLOAT32_ALL_THE_SAME)

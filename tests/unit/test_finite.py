@@ -86,6 +86,18 @@ def test_what_does_not_stays_in_float16_and_float32_weights_are_never_loaded(mod
     assert (dtype, list(model.engine._models), model.events) == ("float16", [torch.float16], {})
 
 
+def test_on_a_cpu_what_is_not_finite_in_bfloat16_is_decoded_in_float32(folder: Path) -> None:
+    served = OneModel(folder, dtype="bfloat16")
+    z = DIM * latents(1, 4, 8, 12)
+    served.engine._model(torch.bfloat16).decoder.register_forward_hook(lambda decoder, given, made: made * torch.nan)
+    pixels, dtype = served.decode(z)
+    with torch.inference_mode():
+        exact = overflowing().decode(z.bfloat16().float()).sample.bfloat16()
+    assert torch.equal(pixels, exact)
+    assert (pixels.dtype, dtype, served.events) == (torch.bfloat16, "float32", {"float32": 1})
+    served.close()
+
+
 def test_a_picture_is_as_good_from_float32_as_any_other(model: OneModel) -> None:
     answer = model.post(BRIGHT * latents(1, 4, 8, 12), Output.PNG)
     assert (answer.status_code, answer.headers["x-vae-dtype"]) == (200, "float32")

@@ -19,6 +19,7 @@ from remote_vae.protocol.hints import Hints
 from remote_vae_serve.config import VAEConfig
 from remote_vae_serve.engine import weights
 from remote_vae_serve.engine.base import Decoded, Encoded, Engine, Event, NotTogether
+from remote_vae_serve.engine.bfloat16_speed import is_bfloat16_faster
 from remote_vae_serve.engine.memory.budget import budget
 from remote_vae_serve.engine.memory.estimate import MemoryEstimator
 from remote_vae_serve.engine.memory.malloc_cache import MallocCache
@@ -66,9 +67,7 @@ class DiffusersEngine(Engine):
         self.model_config = filled_in(self._weights.config(), self._config.source)
         self.space = latent_space(self._weights.config(), self._config.source, self._config.config)
         self.hints = Hints.from_plain(self._config.hints)
-        self.dtype = self._resolve(self._config.dtype, self.space.family.safe_dtype(self.space, self.device))
-        safe = self.space.family.safe_encode_dtype(self.space, self.device)
-        self.encode_dtype = self._resolve(self._config.encode_dtype, safe)
+        self._choose_dtypes()
         model_class = getattr(diffusers, self.space.class_name)
         memory = budget(self._config, self.device)
         self.planner = MemoryPlanner(
@@ -102,10 +101,19 @@ class DiffusersEngine(Engine):
         except Exception as error:  # out of the constructor it would have Serve start the replica again for ever
             raise ModelFailed(f"warm_up {list(shape)}: {load_reason(error, self.device)}") from error
 
-    def _resolve(self, chosen: str, safe: torch.dtype) -> torch.dtype:
-        """The dtype of the configuration; never float16 for a model whose config says that it overflows in it."""
-        dtype: torch.dtype = safe if chosen == "auto" else getattr(torch, chosen)
-        return torch.float32 if dtype is torch.float16 and self.space.force_upcast else dtype
+    def _choose_dtypes(self) -> None:
+        """Those of the configuration; never float16 for a model whose config says that it overflows in it."""
+        config, family = self._config, self.space.family
+
+        def resolve(chosen: str, safe: Callable[[], torch.dtype]) -> torch.dtype:
+            dtype: torch.dtype = safe() if chosen == "auto" else getattr(torch, chosen)
+            return torch.float32 if dtype is torch.float16 and self.space.force_upcast else dtype
+
+        self.dtype = resolve(config.dtype, lambda: family.safe_dtype(self.space, self.device, is_bfloat16_faster))
+        self.encode_dtype = resolve(
+            config.encode_dtype, lambda: family.safe_encode_dtype(self.space, self.device, self.dtype)
+        )
+        logger.info("%s decodes in %s and encodes in %s", config.source, self.dtype, self.encode_dtype)
 
     def _model(self, dtype: torch.dtype) -> Any:
         """The model in that dtype, loaded when it is first asked for: who only decodes in one never pays for another."""

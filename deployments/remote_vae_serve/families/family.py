@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -76,6 +76,7 @@ class Family:
         fps: frames a second of its videos where the request names none.
         cast_first: its pipelines cast latents to the decoder's dtype before they denormalize, not after.
         half: the half precision it is fit for on a GPU.
+        bfloat16: what of it keeps 45 dB of float32 in bfloat16 (docs/models.md), so may run in it on a CPU.
         encoded: what the encoder gave, normalised, to the form in which its pipelines have it.
         recover: after an exception in a module that keeps state.
         options: entries of the config that `decode` and `check` ask for.
@@ -105,6 +106,7 @@ class Family:
     fps: float = 8.0
     cast_first: bool = False
     half: torch.dtype = torch.float16
+    bfloat16: tuple[Literal["decode", "encode"], ...] = ()
     encoded: Callable[[torch.Tensor], torch.Tensor] | None = None
     recover: Callable[[Any], None] | None = None
     options: tuple[str, ...] = ()
@@ -164,14 +166,26 @@ class Family:
         """Whether its encoder takes `[B, 3, T, H, W]`."""
         return self.media == "video" if self.has_time is None else self.has_time
 
-    def safe_dtype(self, space: LatentSpace, device: str) -> torch.dtype:
-        """What `dtype: auto` means: float32 on a CPU; on a GPU half precision, bfloat16 where float16 overflows."""
+    def safe_dtype(
+        self, space: LatentSpace, device: str, has_bfloat16: Callable[[], bool] = lambda: False
+    ) -> torch.dtype:
+        """What `dtype: auto` means: on a GPU half precision, bfloat16 where float16 overflows; on a CPU float32, or bfloat16
+        where its decodes keep 45 dB in it.
+
+        Args:
+            has_bfloat16: whether that is the faster on this CPU; asked only where it matters.
+        """
         if device == "cpu":
-            return torch.float32
+            return torch.bfloat16 if "decode" in self.bfloat16 and has_bfloat16() else torch.float32
         return torch.bfloat16 if space.force_upcast and self.half is torch.float16 else self.half
 
-    def safe_encode_dtype(self, space: LatentSpace, device: str) -> torch.dtype:
-        """What `encode_dtype: auto` means: as `safe_dtype`, but never bfloat16: an encode drifts in it where a decode does not
-        (MS-SSIM 0.76 against 0.98, FastVideo issue 1472)."""
+    def safe_encode_dtype(
+        self, space: LatentSpace, device: str, decodes_in: torch.dtype = torch.float32
+    ) -> torch.dtype:
+        """What `encode_dtype: auto` means: on a GPU as `safe_dtype`, but never bfloat16: an encode drifts in it where a decode
+        does not (MS-SSIM 0.76 against 0.98, FastVideo issue 1472). On a CPU float32, or bfloat16 where it decodes in that and
+        its encodes keep 45 dB."""
+        if device == "cpu":
+            return decodes_in if decodes_in is torch.bfloat16 and "encode" in self.bfloat16 else torch.float32
         safe = self.safe_dtype(space, device)
         return torch.float32 if safe is torch.bfloat16 else safe

@@ -45,6 +45,7 @@ ROWS: tuple[Family, ...] = (
         IMAGE_LAYOUTS,
         OF_BLOCKS,
         tile=tile_squares,
+        bfloat16=("decode", "encode"),
         hub=("stabilityai/sd-vae-ft-mse", "stabilityai/sdxl-vae", "black-forest-labs/FLUX.1-dev"),
     ),
     Family(
@@ -52,6 +53,7 @@ ROWS: tuple[Family, ...] = (
         ("AsymmetricAutoencoderKL",),
         IMAGE_LAYOUTS,
         halvings("up_block_out_channels"),
+        bfloat16=("decode", "encode"),
         hub=("cross-attention/asymmetric-autoencoder-kl-x-1-5",),
     ),
     Family(
@@ -61,6 +63,7 @@ ROWS: tuple[Family, ...] = (
         ratio_of_tiny,
         tile=tile_squares,
         has_distribution=False,
+        bfloat16=("decode", "encode"),
         hub=("madebyollin/taesd", "madebyollin/taesdxl", "madebyollin/taef1"),
     ),
     # "VAE must stay in bfloat16 or float32", say the Sana docs.
@@ -73,6 +76,7 @@ ROWS: tuple[Family, ...] = (
         has_distribution=False,
         cast_first=True,
         half=torch.bfloat16,
+        bfloat16=("decode",),
         hub=("mit-han-lab/dc-ae-f32c32-sana-1.0-diffusers",),
     ),
     Family(
@@ -84,6 +88,7 @@ ROWS: tuple[Family, ...] = (
         draws=True,
         without_values=schedule_on_host,
         takes=lambda space: ("seed",),
+        bfloat16=("decode", "encode"),
         hub=("openai/consistency-decoder",),
     ),
     Family(
@@ -95,6 +100,7 @@ ROWS: tuple[Family, ...] = (
         decode=decode_without_quantising,
         takes=lambda space: ("force_not_quantize",),
         has_distribution=False,
+        bfloat16=("encode",),
         hub=("kandinsky-community/kandinsky-2-2-decoder", "kandinsky-community/kandinsky-3"),
     ),
     Family(
@@ -105,6 +111,7 @@ ROWS: tuple[Family, ...] = (
         Z_CHANNELS,
         scaling=IDENTITY,
         tile=tile_squares,
+        bfloat16=("decode", "encode"),
         hub=("kandinskylab/KVAE-2D-1.0",),
     ),
     # Its decoder undoes its statistics by itself.
@@ -119,6 +126,7 @@ ROWS: tuple[Family, ...] = (
         check=check_square,
         options=("reshape_to_2d",),
         has_distribution=False,
+        bfloat16=("decode", "encode"),
         hub=("nyu-visionx/RAE-dinov2-wReg-base-ViTXL-n08",),
     ),
     Family(
@@ -130,6 +138,7 @@ ROWS: tuple[Family, ...] = (
         statistics=batch_norm,
         tile=tile_squares,
         options=("batch_norm_eps",),
+        bfloat16=("decode", "encode"),
         hub=("black-forest-labs/FLUX.2-dev", "black-forest-labs/FLUX.2-klein-4B"),
     ),
     Family(
@@ -160,6 +169,7 @@ ROWS: tuple[Family, ...] = (
         decodes_batches=False,
         cast_first=True,
         half=torch.bfloat16,
+        bfloat16=("decode", "encode"),
     ),
     Family(
         "HunyuanImage 2.1",
@@ -168,6 +178,7 @@ ROWS: tuple[Family, ...] = (
         RATIO,
         tile=tile_squares,
         cast_first=True,
+        bfloat16=("decode", "encode"),
         hub=("hunyuanvideo-community/HunyuanImage-2.1-Diffusers",),
     ),
     Family(
@@ -179,6 +190,7 @@ ROWS: tuple[Family, ...] = (
         cast_first=True,
         half=torch.bfloat16,
         encoded=shuffle,
+        bfloat16=("decode", "encode"),
         hub=("hunyuanvideo-community/HunyuanImage-2.1-Refiner-Diffusers",),
     ),
 )

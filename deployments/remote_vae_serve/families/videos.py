@@ -57,9 +57,11 @@ _LTX = Family(
     fps=24,
     half=torch.bfloat16,
     options=("timestep_conditioning",),
+    bfloat16=("decode",),
     hub=("Lightricks/LTX-Video", "Lightricks/LTX-Video-0.9.7-dev"),
 )
 ROWS: tuple[Family, ...] = (
+    # In bfloat16 its encodes move the video that begins with them, though they keep 45 dB (FastVideo, pull request 1472).
     Family(
         "Wan 2.1 and 2.2, Cosmos 2, SkyReels, FIBO, JoyImage",
         ("AutoencoderKLWan",),
@@ -74,10 +76,17 @@ ROWS: tuple[Family, ...] = (
         fps=16,
         cast_first=True,
         half=torch.bfloat16,
+        bfloat16=("decode",),
         hub=("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "Wan-AI/Wan2.2-TI2V-5B-Diffusers"),
     ),
     _LTX,
-    replace(_LTX, name="LTX-2, Sana-Video", classes=("AutoencoderKLLTX2Video",), hub=("Lightricks/LTX-2",)),
+    replace(
+        _LTX,
+        name="LTX-2, Sana-Video",
+        classes=("AutoencoderKLLTX2Video",),
+        bfloat16=("decode", "encode"),
+        hub=("Lightricks/LTX-2",),
+    ),
     Family(
         "LTX-2's diffusion decoder",
         ("LTX2VideoDiffusionDecoderModel",),
@@ -94,6 +103,7 @@ ROWS: tuple[Family, ...] = (
         decodes_batches=False,
         fps=24,
         half=torch.bfloat16,
+        bfloat16=("decode",),
         hub=("Lightricks/LTX-2.5",),
     ),
     # 24 frames a second are what the model was trained on; its pipelines cast, then divide.
@@ -108,6 +118,7 @@ ROWS: tuple[Family, ...] = (
         cast_first=True,
         tile=tile_by_strides,
         decodes_batches=False,
+        bfloat16=("decode", "encode"),
         hub=("hunyuanvideo-community/HunyuanVideo", "kandinskylab/Kandinsky-5.0-T2V-Lite-sft-5s-Diffusers"),
     ),
     Family(
@@ -120,6 +131,7 @@ ROWS: tuple[Family, ...] = (
         cast_first=True,
         tile=tile_with_latents,
         decodes_batches=False,
+        bfloat16=("decode", "encode"),
         hub=("hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_t2v",),
     ),
     Family(
@@ -132,6 +144,7 @@ ROWS: tuple[Family, ...] = (
         fps=24,
         cast_first=True,
         decodes_batches=False,
+        bfloat16=("decode", "encode"),
     ),
     Family(
         "CogVideoX, ConsisID",
@@ -145,6 +158,7 @@ ROWS: tuple[Family, ...] = (
         tile=tile_by_factors,
         decodes_batches=False,
         encoded=lambda latents: latents.transpose(1, 2),
+        bfloat16=("decode", "encode"),
         hub=("THUDM/CogVideoX-2b", "THUDM/CogVideoX-5b"),
     ),
     # Its own authors decode in float32.
@@ -158,6 +172,7 @@ ROWS: tuple[Family, ...] = (
         decodes_batches=False,
         fps=30,
         half=torch.float32,
+        bfloat16=("decode",),
         hub=("genmo/mochi-1-preview",),
     ),
     # Cosmos 1's pipelines read sigma_data from their scheduler.
@@ -171,6 +186,7 @@ ROWS: tuple[Family, ...] = (
         decodes_batches=False,
         fps=30,
         half=torch.bfloat16,
+        bfloat16=("decode", "encode"),
         hub=("nvidia/Cosmos-1.0-Diffusion-7B-Text2World",),
     ),
     # What an exception leaves in its convolutions is the beginning of the next video.
@@ -183,6 +199,7 @@ ROWS: tuple[Family, ...] = (
         decodes_batches=False,
         half=torch.bfloat16,
         recover=lambda model: model._clear_conv_cache(),
+        bfloat16=("decode", "encode"),
         hub=("alibaba-pai/EasyAnimateV5.1-12b-zh",),
     ),
     Family(
@@ -200,6 +217,7 @@ ROWS: tuple[Family, ...] = (
         decodes_batches=False,
         fps=15,
         half=torch.float32,
+        bfloat16=("decode", "encode"),
         hub=("rhymes-ai/Allegro",),
     ),
     # Its image encoder's latents are not scaled (StableVideoDiffusionPipeline._encode_vae_image): ask for no scaling there.
@@ -214,6 +232,7 @@ ROWS: tuple[Family, ...] = (
         takes=lambda space: ("decode_chunk_size",),
         decodes_batches=False,
         fps=7,
+        bfloat16=("decode", "encode"),
         hub=("stabilityai/stable-video-diffusion-img2vid-xt",),
     ),
     Family(
@@ -230,6 +249,7 @@ ROWS: tuple[Family, ...] = (
         decodes_batches=False,
         fps=24,
         half=torch.bfloat16,
+        bfloat16=("decode", "encode"),
         hub=("MiniMaxAI/MiniMax-H3",),
     ),
     Family(
@@ -241,6 +261,7 @@ ROWS: tuple[Family, ...] = (
         entry("temporal_compress_times"),
         scaling=IDENTITY,
         decodes_batches=False,
+        bfloat16=("decode", "encode"),
         hub=("kandinskylab/KVAE-3D-1.0",),
     ),
     Family(
@@ -256,6 +277,7 @@ ROWS: tuple[Family, ...] = (
         check=check_fours,
         decodes_batches=False,
         options=("is_causal",),
+        bfloat16=("decode",),
         hub=("microsoft/VidTok",),
     ),
 )

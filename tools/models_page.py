@@ -282,7 +282,8 @@ def _how(family: Family, name: str, spaces: list[LatentSpace]) -> list[str]:
 
 def _in_bfloat16(family: Family, numbers: dict[str, float | None]) -> list[str]:
     said = ["-" if (number := numbers.get(name)) is None else f"{number:.1f}" for name in MEASURED_IN_BFLOAT16]
-    return [*said, " and ".join(f"{name}s" for name in family.bfloat16) or "-"]
+    automatic = family.bfloat16 if "decode" in family.bfloat16 else ()  # encodes follow decodes
+    return [*said, " and ".join(f"{name}s" for name in automatic) or "-"]
 
 
 def _once(words: Iterable[str]) -> list[str]:

@@ -42,11 +42,13 @@ MISSPELT = {
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
-    def with_two_mistakes(config: dict[str, Any]) -> None:
+    def exact_with_two_mistakes(config: dict[str, Any]) -> None:
+        (demo,) = (application for application in config["applications"] if application["name"] == "demo")
+        demo["args"]["dtype"] = "float32"  # what it makes is compared with a pipeline's, to the last level
         config["applications"] += [LOST_GPU, MISSPELT]
 
     nobody = {"HF_ENDPOINT": f"http://127.0.0.1:{free_port()}", "HF_HOME": str(tmp_path_factory.mktemp("hf"))}
-    running = LocalServer(change=with_two_mistakes, environment=nobody)
+    running = LocalServer(change=exact_with_two_mistakes, environment=nobody)
     with running:
         started = running.processes()
         yield running

@@ -1,10 +1,10 @@
-"""What the number of a replica's threads and their way to wait cost on a CPU: decodes of one and of two processes at once, and how
-soon a replica answers a GET at its model's path while it decodes.
+"""What the number of a replica's threads and their way to wait cost on a CPU: decodes of one and of two processes at once, and
+how soon a replica answers a GET at its model's path while it decodes.
 
     python -m benchmarks.threads [--turns 3] [--dtype bfloat16] [--latents 32] [--out benchmarks/results/threads.md]
 
-Full-size Stable Diffusion weights (random: speed does not depend on them). Every way has its turn in each round. The second part is
-under the launcher, HAProxy in front, a replica for each way; one client decodes all the time, another asks every 10 ms on one
+Full-size Stable Diffusion weights (random: speed does not depend on them). Every way has its turn in each round. The second part
+is under the launcher, HAProxy in front, a replica for each way; one client decodes all the time, another asks every 10 ms on one
 connection. Exit code 1 where the 99th percentile of the shipped way is above its goal.
 """
 
@@ -156,6 +156,7 @@ def main() -> None:
             for (processes, threads, how), rates in settings.items():
                 environment = ENVIRONMENT if how == "sleep" else SPINS
                 rates.append(rate([folder, args.dtype, str(args.latents)], processes, threads, environment))
+                print(f"{processes} processes, {threads} threads, {how}: {rates[-1]:.3f} a second", flush=True)
             loads.append(os.getloadavg()[0])
         seen = asked(folder, args.dtype, args.latents, args.turns)
         loads.append(os.getloadavg()[0])

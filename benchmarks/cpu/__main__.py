@@ -24,7 +24,6 @@ import torch
 from benchmarks.cpu.ways import ORDINARY, REFERENCE, TODAY, WAYS
 from benchmarks.cpu.works import WORKS, Work
 from benchmarks.report import circumstances
-from remote_vae_serve.engine.memory.malloc_cache import ENVIRONMENT
 
 EDGE = 2048
 BASES = (REFERENCE, TODAY)
@@ -36,7 +35,7 @@ class Worker:
 
     def __init__(self, work: str, way: str, folder: Path, tiny: bool) -> None:
         command = [sys.executable, "-m", "benchmarks.cpu.worker", work, way, str(folder)]
-        environment = os.environ | ENVIRONMENT | ({"TINY": "1"} if tiny else {})
+        environment = os.environ | WAYS[way].environment | ({"TINY": "1"} if tiny else {})
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,

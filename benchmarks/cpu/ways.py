@@ -11,8 +11,11 @@ from unittest.mock import patch
 
 import torch
 
+from remote_vae_serve.engine import threads
+from remote_vae_serve.engine.memory import malloc_cache
 from remote_vae_serve.engine.rewrites.table import NAMES
 
+OF_A_REPLICA = malloc_cache.ENVIRONMENT | threads.ENVIRONMENT
 Decode = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -27,6 +30,11 @@ class Way:
 
     name: str
     load: Callable[[Path, torch.Tensor], Decode]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of its process: what a replica has, for this engine."""
+        return OF_A_REPLICA if self.name.startswith(("eager", "fast")) else {}
 
 
 def _engine(engine: str, dtype: str, without: str | None = None) -> Callable[[Path, torch.Tensor], Decode]:

@@ -148,8 +148,8 @@ def main() -> None:
         _processor(), "",
         f"Random weights at full size; each way in a process of its own, all of a work's in turn, {args.turns} turns after a "
         "first decode that is not counted; medians, and of ratios the median of the turns'. PSNR against diffusers in float32; "
-        "its peak is the range of that. The last column is the work's operations, as diffusers does them, in that time, of the rate "
-        "of a square matrix product in the same dtype and run: folded upsampling does fewer, so that it may pass 1.", "",
+        "its peak is the range of that. The last column is the work's operations, as diffusers does them, in that time, of the "
+        "rate of a square matrix product in the same dtype and run: folded upsampling does fewer, so that it may pass 1.", "",
         "| work | way | seconds | times as fast as diffusers | as eager float32 | PSNR, dB | peak, GiB | of the matmul rate |",
         "|---|---|---|---|---|---|---|---|", *rows, "",
     ])  # fmt: skip

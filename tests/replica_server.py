@@ -38,7 +38,9 @@ class Replicas(InProcess):
         self.replicas: dict[str, VAE] = {}
         for name, source in sources.items():
             patch.setattr(serve, "get_replica_context", partial(SimpleNamespace, app_name=name, replica_tag=name))
-            self.replicas[name] = VAE(VAEConfig(source=str(source), device="cpu", dtype="float32", threads=1))
+            self.replicas[name] = VAE(
+                VAEConfig(source=str(source), device="cpu", engine="eager", dtype="float32", threads=1)
+            )
         super().__init__(**{name: partial(self._answer, replica) for name, replica in self.replicas.items()})
         self.asked: list[str] = []
         self.error: Exception | None = None

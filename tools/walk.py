@@ -34,7 +34,10 @@ from remote_vae_serve.replica.pipeline import Pipeline
 ROOT = Path(__file__).parents[1]
 PACKAGES = (ROOT / "deployments" / "remote_vae_serve", ROOT / "client" / "remote_vae")
 ESTIMATE = "remote_vae_serve/engine/memory/estimate.py"
-"""What an estimate of memory does inside is left out: it runs the same model a second time, on torch's meta device."""
+REWRITING = "remote_vae_serve/engine/rewrites/rewriting.py"
+LEFT_OUT = (ESTIMATE, REWRITING)
+"""What these do inside is left out: an estimate of memory runs the same model a second time, on torch's meta device; a rewrite is
+called at each of a model's operations, hundreds of them."""
 
 
 class Walk:
@@ -108,7 +111,7 @@ def _module(file: str) -> str | None:
 def _is_inside(frame: FrameType | None) -> bool:
     """Whether a call came out of an estimate of memory."""
     while frame is not None:
-        if frame.f_code.co_filename.endswith(ESTIMATE):
+        if frame.f_code.co_filename.endswith(LEFT_OUT):
             return True
         frame = frame.f_back
     return False

@@ -93,7 +93,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OneURL]:
     if (reason := why_no_haproxy()) is not None:
         pytest.skip(reason)
     folder = tmp_path_factory.mktemp("weights")
-    exact: dict[str, Any] = {"device": "cpu", "dtype": "float32", "threads": 1, "batching": "off"}
+    exact: dict[str, Any] = {"device": "cpu", "engine": "eager", "dtype": "float32", "threads": 1, "batching": "off"}
     models = [application(kind, source=str(save_tiny_vae(kind, folder / kind)), **exact) for kind in WIRED]
     for name in {kind.model for kind in KINDS}:
         model(name).save_pretrained(folder / f"cell-{name}")

@@ -109,7 +109,7 @@ def _module(file: str) -> str | None:
 
 
 def _is_inside(frame: FrameType | None) -> bool:
-    """Whether a call came out of an estimate of memory."""
+    """Whether a call came out of what is left out."""
     while frame is not None:
         if frame.f_code.co_filename.endswith(LEFT_OUT):
             return True

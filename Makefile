@@ -6,7 +6,7 @@ BIN := .venv/bin
 LANES ?= 2
 PYTEST := $(BIN)/python -m pytest --numprocesses $(LANES) --dist loadgroup --no-loadscope-reorder
 
-.PHONY: demo serve test test-slow test-families test-browser test-random models check clean bench bench-gpu soak soak-nodes
+.PHONY: demo serve test test-slow test-families test-browser test-random models check clean bench bench-gpu bench-cpu soak soak-nodes
 
 demo: .venv/installed ## a picture through the bundled demo VAE, over HTTP and through a Ray handle
 	$(BIN)/python tools/demo.py
@@ -37,6 +37,9 @@ bench: .venv/installed ## what serving costs beside its peers: a table and a dra
 
 bench-gpu: .venv/installed ## what decoding takes on this machine's GPU: tables in benchmarks/results
 	$(BIN)/python -m benchmarks.gpu
+
+bench-cpu: .venv/installed ## what decoding takes on this machine's processor, beside OpenVINO and ONNX Runtime: benchmarks/results/cpu.md
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]' && $(BIN)/python -m benchmarks.cpu
 
 soak: .venv/installed ## half an hour of requests while its parts are killed, one every 20 s; MINUTES=5 is a short one, HAPROXY=1 under HAProxy
 	$(BIN)/python -m benchmarks.soak --strict --minutes $(or $(MINUTES),30) $(if $(HAPROXY),--haproxy)

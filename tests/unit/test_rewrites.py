@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
@@ -13,6 +15,7 @@ from diffusers import AutoencoderKL, AutoencoderKLWan, AutoencoderTiny
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from limits import WAIT_S
 from remote_vae_serve.engine.memory.estimate import LiveBytes, MemoryEstimator, on_meta
 from remote_vae_serve.engine.operation import DECODE, ENCODE, Operation, run_of
 from remote_vae_serve.engine.rewrites import kernels
@@ -294,3 +297,34 @@ def test_the_forecast_of_memory_knows_what_rewrites_save(name: str, batch: int, 
 def test_which_rewrites_an_engine_has() -> None:
     assert rewrites_of("eager", "cpu") == rewrites_of("auto", "cuda") == ()
     assert rewrites_of("fast", "cuda") == rewrites_of("fast", "cpu") == rewrites_of("auto", "cpu") == NAMES
+
+
+NOWHERE_TO_KEEP = """
+import numba.core.caching
+numba.core.caching.CacheImpl._locator_classes = []
+import torch
+from remote_vae_serve.engine.rewrites import kernels
+rows = torch.randn(1, 8, 32)
+kernels.group_norm_silu(rows, rows, 4, torch.ones(32), torch.zeros(32), 1e-6)
+print(kernels.compiled().moments.stats.cache_path)
+"""
+NO_NUMBA = """
+import sys
+sys.modules["numba"] = None
+import torch
+from torch.nn import functional
+from remote_vae_serve.engine.rewrites.table import NAMES, rewriting
+from remote_vae_serve.engine.rewrites.deferred import value_of
+norm, given = torch.nn.GroupNorm(8, 64), torch.randn(1, 64, 96, 96).to(memory_format=torch.channels_last)
+with torch.inference_mode(), rewriting(NAMES):
+    made = value_of(functional.silu(norm(given)))
+print(torch.allclose(made, functional.silu(norm(given)), atol=1e-5))
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "printed"), [(NOWHERE_TO_KEEP, "None"), (NO_NUMBA, "True")], ids=["no folder", "no numba"]
+)
+def test_a_machine_without_a_cache_or_without_numba_decodes_all_the_same(code: str, printed: str) -> None:
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=WAIT_S, check=False)
+    assert (run.returncode, run.stdout.split()) == (0, [printed]), run.stderr

@@ -48,6 +48,14 @@ def _store(value, like):
     return lambda value, like: f4(value)
 
 
+def compiled(loops):
+    """Loops that numba compiles at their first call, without the GIL; kept where it finds a folder for that."""
+    try:
+        return njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")(loops)
+    except RuntimeError:  # beside this file and in the home nothing can be written
+        return njit(nogil=True, fastmath=FAST, error_model="numpy")(loops)
+
+
 @njit
 def silu(x):
     """x / (1 + exp(-x)), with exp(-x) = 2^n 2^f: n whole, f in [-0.5, 0.5] by a polynomial of degree 6."""
@@ -65,7 +73,7 @@ def silu(x):
     return x / (f4(1.0) + p * power)
 
 
-@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+@compiled
 def moments(given, first, last, sums):
     """Adds to `sums` `[2, C]` the sum of each channel and of its squares, both less the channel's first value: of numbers far
     from zero the squares alone would have no digits left for the variance."""
@@ -87,7 +95,7 @@ def moments(given, first, last, sums):
             sums[1, c] += squares[c]
 
 
-@njit(cache=True, error_model="numpy")
+@compiled
 def affine(given, sums, groups, weight, bias, eps):
     """What GroupNorm multiplies each channel by and what it adds, from the sums of `moments` in each part `[P, 2, C]`."""
     rows, channels = given.shape
@@ -111,7 +119,7 @@ def affine(given, sums, groups, weight, bias, eps):
     return factor, summand
 
 
-@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+@compiled
 def affine_silu(given, made, first, last, factor, summand):
     """SiLU of `factor` times a row plus `summand`."""
     channels = given.shape[1]
@@ -120,7 +128,7 @@ def affine_silu(given, made, first, last, factor, summand):
             made[row, c] = store(silu(load(given[row, c]) * factor[c] + summand[c]), given[row, c])
 
 
-@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+@compiled
 def rms_norm(given, made, first, last, weight, bias, activates):
     """A row by its Euclidean norm, times `weight`, plus `bias`; SiLU of that if it `activates`."""
     channels = given.shape[1]

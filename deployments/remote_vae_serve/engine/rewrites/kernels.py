@@ -6,6 +6,7 @@ run without the GIL, a share of the rows in each of as many threads as torch has
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -14,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+logger = logging.getLogger("ray.serve")
 
 WORTH_IT = 2**18
 """Values of a tensor from which on a kernel is used: below, torch's own operations take no longer than the call of one."""
@@ -38,7 +41,8 @@ def compiled() -> ModuleType | None:
     """The compiled kernels; None where numba is not installed or cannot be used (a new Python, no folder for its cache)."""
     try:
         from remote_vae_serve.engine.rewrites import compiled_kernels
-    except Exception:  # whatever numba or LLVM raises on a machine that it does not know
+    except Exception as error:  # whatever numba or LLVM raises on a machine that it does not know
+        logger.warning("Norms and activations are not fused, for numba does not work here: %s", error)
         return None
     return compiled_kernels
 

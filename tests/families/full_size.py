@@ -90,7 +90,6 @@ FULL_SIZE: tuple[Case, ...] = (
     _case("AutoencoderKLHunyuanImage", 1, 64, 8, 8, config=_HUNYUAN_IMAGE),
     _case("AutoencoderKLWan", 1, 16, 2, 8, 12),
     _case("AutoencoderKLLTXVideo", 1, 128, 2, 4, 4),
-    _case("LTX2VideoDiffusionDecoderModel", 1, 128, 3, 8, 8, seed=3),
     _case("AutoencoderKLHunyuanVideo", 1, 16, 2, 8, 12),
     _case("AutoencoderKLCogVideoX", 1, 2, 16, 8, 12),
     _case("AutoencoderKLMochi", 1, 12, 2, 8, 12),

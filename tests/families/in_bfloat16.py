@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ def _pixels(served: Served) -> torch.Tensor:
     if served.case.encode is not None:
         return served.engine.processor.preprocess_image(served.encode_request()).pixels
     unpacked = served.engine.processor.unpack_latents(served.request(served.latents()[:1]))
-    made = served.engine.decode(unpacked.latents, hints=unpacked.hints).pixels
+    whole = replace(unpacked.hints, num_frames=None)  # Allegro's encoder takes no clip that was cropped
+    made = served.engine.decode(unpacked.latents, hints=whole).pixels
     noise = torch.rand(made.shape, generator=torch.Generator().manual_seed(2)) * 2 - 1
     takes_frames_apart = noise.ndim == 5 and not served.engine.space.family.takes_time
     return noise.transpose(1, 2).flatten(0, 1) if takes_frames_apart else noise

@@ -144,15 +144,16 @@ the class keeps {NEEDED:g} dB: PSNR of the pixels against float32, same weights 
 float32. Encodes likewise, of their moments and their mode, under `encode_dtype: auto`. `dtype: float32` is for both.
 
 Measured through the server on a CPU, of each class the worst of its cases above, which are tiny, and at full size with random
-weights and small latents; a dash is a class that was too large for the machine, or has no encoder. Of the demo VAE's trained
-weights see [its card](../deployments/remote_vae_serve/demo/README.md).
+weights and small latents; a dash is a class that was too large for the machine, or has no encoder that runs. Of
+the demo VAE's trained weights see [its card](../deployments/remote_vae_serve/demo/README.md).
 
 | class | decode, tiny | decode, full size | encode, tiny | encode, full size | `auto` in bfloat16 |
 |---|---|---|---|---|---|
 """
 AFTER_BFLOAT16 = """
 Wan's encodes stay in float32 although they keep that: the video that begins with one moves
-([FastVideo, pull request 1472](https://github.com/hao-ai-lab/FastVideo/pull/1472)).
+([FastVideo, pull request 1472](https://github.com/hao-ai-lab/FastVideo/pull/1472)). So do Cosmos 1's: at full size its encoder
+pools by `avg_pool3d`, which torch does not have in bfloat16 on a CPU.
 """
 CANNOT = """
 ## What cannot be had, and why

@@ -76,6 +76,7 @@ def test_where_the_processors_are_not_described_nothing_is_measured(tmp_path: Pa
 def test_it_is_measured_anew_where_instructions_are_forbidden(
     amx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
+    monkeypatch.delenv(name, raising=False)
     measure, folder = Measured(7.5, 0.5), tmp_path / "kept"
     assert speed_of(amx, folder, measure) == 7.5
     monkeypatch.setenv(name, "AVX2")

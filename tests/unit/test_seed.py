@@ -17,8 +17,10 @@ from in_process import InProcess, diffusers_engine, pipeline_of
 from remote_vae import remote_decode, remote_encode
 from remote_vae.calls.decode_call import DecodeCall
 from remote_vae.protocol.decode_request import DecodeRequest
+from remote_vae.protocol.encode_request import SampleMode
 from remote_vae.protocol.hints import Hints
 from remote_vae.protocol.tensors import from_array
+from remote_vae_serve.engine import diffusers_engine as module_of_the_engine
 from remote_vae_serve.http.app import create_app
 from samples import latents, save_tiny_vae
 from scripted_server import Exchange, ScriptedServer
@@ -101,3 +103,19 @@ def test_seeds_keep_nothing_apart_that_draws_no_noise(tmp_path: Path) -> None:
     processor = diffusers_engine(save_tiny_vae("sd", tmp_path)).processor
     seeded = [DecodeRequest(from_array(THREE[:1]), hints=Hints(seed=seed)) for seed in (7, 8)]
     assert processor.unpack_latents(seeded[0]).hints == processor.unpack_latents(seeded[1]).hints
+
+
+def test_a_seed_draws_the_same_noise_where_auto_encodes_in_bfloat16(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's own draws differ there by as much as the noise itself."""
+    monkeypatch.setattr(module_of_the_engine, "is_bfloat16_faster", lambda: True)
+    save_tiny_vae("sd", tmp_path)
+    engines = [diffusers_engine(tmp_path, dtype=dtype) for dtype in ("float32", "auto")]
+    pixels = torch.rand(1, 3, 32, 48, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    exact, ours = (
+        engine.encode(pixels.to(engine.encode_dtype), SampleMode.SAMPLE, torch.Generator().manual_seed(5)).latents
+        for engine in engines
+    )
+    assert ours.dtype is torch.bfloat16
+    assert (ours.float() - exact).square().mean() < 1e-3 * exact.var()

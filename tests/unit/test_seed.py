@@ -108,11 +108,11 @@ def test_seeds_keep_nothing_apart_that_draws_no_noise(tmp_path: Path) -> None:
 def test_a_seed_draws_the_same_noise_where_auto_encodes_in_bfloat16(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """torch's own draws differ there by as much as the noise itself."""
+    """torch draws the last 16 otherwise where their number is no multiple of that: here are 140 latents."""
     monkeypatch.setattr(module_of_the_engine, "is_bfloat16_faster", lambda: True)
     save_tiny_vae("sd", tmp_path)
     engines = [diffusers_engine(tmp_path, dtype=dtype) for dtype in ("float32", "auto")]
-    pixels = torch.rand(1, 3, 128, 192, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    pixels = torch.rand(1, 3, 40, 56, generator=torch.Generator().manual_seed(1)) * 2 - 1
     exact, ours = (
         engine.encode(pixels.to(engine.encode_dtype), SampleMode.SAMPLE, torch.Generator().manual_seed(5)).latents
         for engine in engines

@@ -314,7 +314,7 @@ class DiffusersEngine(Engine):
     ) -> Encoded:
         latents, plan = self._within_memory(ENCODE, pixels, plan, dtype)
         if self._distribution is not None and mode is not SampleMode.MOMENTS:
-            # torch draws some of the noise otherwise in bfloat16: where nobody asked for that, a seed gives what it gives in float32.
+            # torch draws some of the noise otherwise in bfloat16: where nobody asked for that, a seed gives what float32 gives.
             unasked = self.device == "cpu" and self._config.encode_dtype == "auto"
             distribution = self._distribution(latents.float() if unasked else latents)
             drawn = distribution.sample(generator) if mode is SampleMode.SAMPLE else distribution.mode()

@@ -16,18 +16,22 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.cpu.ways import ORDINARY, REFERENCE, TODAY, WAYS
+from benchmarks.cpu.ways import ORDINARY, TODAY, WAYS
 from benchmarks.cpu.works import WORKS, Work
 from benchmarks.report import circumstances
 
 EDGE = 2048
-BASES = (REFERENCE, TODAY)
 FAST = "fast bfloat16"
+BASES = (TODAY, FAST)
+"""In every group."""
+AT_ONCE = 2
+"""Ways besides them; at 1024x1024 each takes several GiB."""
 
 
 class Worker:
@@ -84,48 +88,72 @@ def psnr(made: torch.Tensor, reference: torch.Tensor) -> float:
     return 10 * math.log10((reference.max() - reference.min()).item() ** 2 / max(error, 1e-20))
 
 
-def measure(work: Work, ways: tuple[str, ...], turns: int, tiny: bool) -> list[str]:
-    """Rows of the table of one work."""
-    with tempfile.TemporaryDirectory() as written:
-        folder = Path(written)
-        (work.tiny() if tiny else work).save(folder)
-        workers = [Worker(work.name, way, folder, tiny) for way in ways]
-        able = [worker for worker in workers if "ready" in worker.began]
-        rates: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
+class Group:
+    """A few ways in turn: all at once would not fit into memory.
+
+    Args:
+        ways: without those that are in every group, `BASES`.
+    """
+
+    def __init__(self, work: Work, ways: Sequence[str], turns: int, folder: Path, tiny: bool) -> None:
+        wanted = dict.fromkeys((*BASES, *ways))
+        workers = [Worker(work.name, way, folder, tiny) for way in wanted]
+        self.failed = {worker.way: str(worker.began["failed"]) for worker in workers if "failed" in worker.began}
+        self.workers = {worker.way: worker for worker in workers if worker.way not in self.failed}
+        self.rates: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
         for _ in range(turns):
-            for dtype, found in rates.items():
+            for dtype, found in self.rates.items():
                 found.append(matmul_rate(dtype))
-            for worker in able:
+            for worker in self.workers.values():
                 worker.decode()
-        alone = {worker.way: worker.ask("convolutions").get("seconds") for worker in able if worker.way == FAST}
-        made = {worker.way: torch.load(folder / f"{worker.way}.pt") for worker in able}
+        self.convolutions = self.workers[FAST].ask("convolutions").get("seconds") if FAST in self.workers else None
         for worker in workers:
             worker.end()
-    flops = (work.tiny() if tiny else work).flops()
-    rows, by_way = [], {worker.way: worker for worker in able}
-    for worker in workers:
-        if worker not in able:
-            rows.append(f"| {work.title} | {worker.way} | could not: {worker.began['failed']} | | | | | |")
-            continue
-        dtype = torch.bfloat16 if "bfloat16" in worker.way else torch.float32
-        seconds = statistics.median(worker.times)
-        ratios = [_ratio(by_way.get(base), worker) for base in BASES]
-        loss = f"{psnr(made[worker.way], made[REFERENCE]):.1f}" if REFERENCE in made else ""
-        share = flops / seconds / statistics.median(rates[dtype])
-        note = f"; its convolutions alone {alone[worker.way]:.2f} s" if alone.get(worker.way) else ""
-        rows.append(
-            f"| {work.title} | {worker.way} | {seconds:.2f} ({min(worker.times):.2f} to {max(worker.times):.2f}){note} | "
-            f"{' | '.join(ratios)} | {loss} | {worker.peak / 2**30:.2f} | {share:.2f} |"
-        )
-    told = ", ".join(f"{str(dtype)[6:]} {statistics.median(found) / 1e12:.2f}" for dtype, found in rates.items())
-    return [*rows, f"| | matmul, TFLOP/s: {told} | | | | | | |"]
+
+    def ratio(self, base: str, way: str) -> str:
+        """How many times as fast as the base, turn by turn: the median, and the range."""
+        if base not in self.workers:
+            return ""
+        both = zip(self.workers[base].times, self.workers[way].times, strict=True)
+        found = sorted(theirs / mine for theirs, mine in both)
+        return f"{statistics.median(found):.2f} ({found[0]:.2f} to {found[-1]:.2f})"
+
+    def share(self, way: str, flops: int) -> float:
+        """Of the rate of a matrix product in that dtype."""
+        dtype = torch.bfloat16 if "bfloat16" in way else torch.float32
+        return flops / statistics.median(self.workers[way].times) / statistics.median(self.rates[dtype])
 
 
-def _ratio(base: Worker | None, worker: Worker) -> str:
-    """How many times as fast, turn by turn: the median."""
-    if base is None:
-        return ""
-    return f"{statistics.median(theirs / mine for theirs, mine in zip(base.times, worker.times, strict=True)):.2f}"
+def measure(work: Work, ways: Sequence[str], turns: int, tiny: bool) -> list[str]:
+    """Rows of the table of one work."""
+    rows, others = [], [way for way in ways if way not in BASES]
+    measured = work.tiny() if tiny else work
+    with tempfile.TemporaryDirectory() as written:
+        folder = Path(written)
+        measured.save(folder)
+        groups = [
+            Group(work, others[at : at + AT_ONCE], turns, folder, tiny) for at in range(0, max(1, len(others)), AT_ONCE)
+        ]
+        made = {path.stem: torch.load(path) for path in folder.glob("*.pt")}
+    flops = measured.flops()
+    for number, group in enumerate(groups):
+        for way in group.workers if number == 0 else [way for way in group.workers if way not in BASES]:
+            worker, times = group.workers[way], group.workers[way].times
+            rows.append(
+                f"| {work.title} | {way} | {statistics.median(times):.2f} ({min(times):.2f} to {max(times):.2f}) | "
+                f"{group.ratio(TODAY, way)} | {group.ratio(way, FAST)} | {psnr(made[way], made[TODAY]):.1f} | "
+                f"{worker.peak / 2**30:.2f} | {group.share(way, flops):.2f} |"
+            )
+        rows += [f"| {work.title} | {way} | could not: {reason} | | | | | |" for way, reason in group.failed.items()]
+    rates = {dtype: [rate for group in groups for rate in group.rates[dtype]] for dtype in groups[0].rates}
+    told = ", ".join(
+        f"{str(dtype)[6:]} {min(found) / 1e12:.2f} to {max(found) / 1e12:.2f}" for dtype, found in rates.items()
+    )
+    of_whole = [
+        group.convolutions / statistics.median(group.workers[FAST].times) for group in groups if group.convolutions
+    ]
+    alone = f"; convolutions alone, of {FAST}: {statistics.median(of_whole):.2f} of the whole" if of_whole else ""
+    return [*rows, f"| | a matrix product, TFLOP/s: {told}{alone} | | | | | | |"]
 
 
 def main() -> None:
@@ -137,7 +165,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results" / "cpu.md")
     args = parser.parse_args()
-    ways = tuple(args.ways) + (tuple(way for way in WAYS if way not in ORDINARY) if args.each else ())
+    ways = [*args.ways, *(way for way in WAYS if args.each and way not in ORDINARY)]
     loads, rows = [os.getloadavg()[0]], list[str]()
     for name in args.works:
         rows += measure(WORKS[name], ways, args.turns, args.tiny)
@@ -146,11 +174,11 @@ def main() -> None:
     text = "\n".join([
         "# Decoding on a processor", "", circumstances(" ".join(["python -m benchmarks.cpu", *sys.argv[1:]]), loads), "",
         _processor(), "",
-        f"Random weights at full size; each way in a process of its own, all of a work's in turn, {args.turns} turns after a "
-        "first decode that is not counted; medians, and of ratios the median of the turns'. PSNR against diffusers in float32; "
-        "its peak is the range of that. The last column is the work's operations, as diffusers does them, in that time, of the "
-        "rate of a square matrix product in the same dtype and run: folded upsampling does fewer, so that it may pass 1.", "",
-        "| work | way | seconds | times as fast as diffusers | as eager float32 | PSNR, dB | peak, GiB | of the matmul rate |",
+        f"Random weights at full size; each way in a process of its own, a few of them in turn, {TODAY} and {FAST} always among "
+        f"them: {args.turns} turns after a first decode that is not counted. Medians with their range; ratios turn by turn. PSNR "
+        f"against {TODAY}; its peak is the range of that. The last column is the work's operations, as diffusers does them, in "
+        "that time, of the rate of a square matrix product in the same dtype and run: folded upsampling does fewer.", "",
+        f"| work | way | seconds | times as fast as {TODAY} | {FAST} is times as fast | PSNR, dB | peak, GiB | of matmul |",
         "|---|---|---|---|---|---|---|---|", *rows, "",
     ])  # fmt: skip
     if not args.tiny:

@@ -102,12 +102,11 @@ def _onnxruntime(folder: Path, latents: torch.Tensor) -> Decode:
     return lambda given: torch.from_numpy(session.run(None, {"latents": given.numpy()})[0])
 
 
-REFERENCE = "diffusers float32"
 TODAY = "eager float32"
 WAYS = {
     way.name: way
     for way in (
-        Way(REFERENCE, _diffusers),
+        Way("diffusers float32", _diffusers),
         Way(TODAY, _engine("eager", "float32")),
         Way("fast float32", _engine("fast", "float32")),
         Way("eager bfloat16", _engine("eager", "bfloat16")),

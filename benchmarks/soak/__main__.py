@@ -40,11 +40,14 @@ BAD = (Outcome.LOST, Outcome.WRONG, Outcome.HUNG)
 
 
 def models() -> list[dict[str, Any]]:
-    """Two whose engine waits, with two replicas each: one behind the ingress, one at a path of its own."""
+    """Two whose engine waits, with two replicas each: one behind the ingress, one at a path of its own; and the bundled one, in
+    float32, as which it is compared."""
     replicas = {"deployments": [{"name": "VAE", "num_replicas": 2}]}
-    return [
+    waiting = [
         fake_model(name, DOORS[name] == "direct", {"decode_s": FAKE_DECODE_S}) | replicas for name in (FAKE, DIRECT)
     ]
+    exact = {"source": "demo", "dtype": "float32", "num_cpus": 0}
+    return [*waiting, {"name": REAL, "route_prefix": None, "import_path": "remote_vae_serve.app:vae", "args": exact}]
 
 
 def main() -> int:
@@ -54,7 +57,7 @@ def main() -> int:
     answers: list[Answer] = []
     happened: list[Fault] = []
     over = threading.Event()
-    with serve(models(), args.haproxy, [REAL], ENVIRONMENT) as server:
+    with serve(models(), args.haproxy, environment=ENVIRONMENT) as server:
         todo = works()
         vaes = {name: RemoteVAE(f"{server.url}/{name}", deadline=DEADLINE_S, timeout=(5.0, TRY_S)) for name in DOORS}
         for work in todo:  # the server is right before anything is broken

@@ -7,15 +7,15 @@ Even padding a convolution has of its own. Of one frame with two zero frames bef
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch.nn import functional
 
+from remote_vae_serve.engine.rewrites.convolution import convolution, convolved
 from remote_vae_serve.engine.rewrites.deferred import Deferred, Function, Step, step_of, value_of
 from remote_vae_serve.engine.rewrites.derived_weights import DerivedWeights
-from remote_vae_serve.engine.rewrites.epilogue import Convolution, each_axis
 from remote_vae_serve.engine.rewrites.rewriting import Handler, Rewrite
 
 
@@ -56,33 +56,20 @@ class CausalPadding(Rewrite):
         size = [edge + sum(pair) for edge, pair in zip(given.shape[2:], edges, strict=True)]
         return Deferred(Padding(given, edges), (*given.shape[:2], *size), given)
 
-    def _convolve(
-        self,
-        given: Any,
-        weight: Any,
-        bias: Any = None,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
-    ) -> Any:
-        step = step_of(given, Padding)
-        axes = weight.ndim - 2
-        if step is None or isinstance(padding, str) or any(each_axis(padding, axes)):
+    def _convolve(self, *args: Any, **options: Any) -> Any:
+        asked = convolution(*args, **options)
+        step = None if asked is None or any(asked.padding) else step_of(asked.given, Padding)
+        if asked is None or step is None or any(before != after for before, after in step.edges[-2:]):
             return NotImplemented
-        if any(before != after for before, after in step.edges[-2:]):
-            return NotImplemented
-        given, edges = step.given, [before for before, _ in step.edges]
-        stride, dilation = each_axis(stride, axes), each_axis(dilation, axes)
+        given, weight, edges = step.given, asked.weight, [before for before, _ in step.edges]
         before, after = step.edges[0]
         if before != after:  # along time
             edges[0] = 0
-            if (given.shape[2], before, after, dilation[0]) == (1, weight.shape[2] - 1, 0, 1):
+            if (given.shape[2], before, after, asked.dilation[0]) == (1, weight.shape[2] - 1, 0, 1):
                 weight = self._last_slices.of(weight)
             else:
                 given = functional.pad(given, (0, 0, 0, 0, before, after))
-        made = Convolution(given, weight, bias, stride, tuple(edges), dilation, groups)
-        return Deferred(made, made.size, given)
+        return convolved(replace(asked, given=given, weight=weight, padding=tuple(edges)))
 
 
 def _last_slice(weight: torch.Tensor) -> torch.Tensor:

@@ -15,12 +15,15 @@ import torch
 from torch.nn import functional
 
 from remote_vae_serve.engine.rewrites.casts import before_cast, cast_to
+from remote_vae_serve.engine.rewrites.convolution import Convolution, convolution
 from remote_vae_serve.engine.rewrites.deferred import Deferred, Function, Step, step_of
 from remote_vae_serve.engine.rewrites.derived_weights import DerivedWeights
 from remote_vae_serve.engine.rewrites.rewriting import Handler, Rewrite
 
 NEAREST = ("nearest", "nearest-exact")
 """The same where the size is doubled."""
+FOLDS = (3, 3), (1, 1), (1, 1), (1, 1), 1
+"""Kernel, stride, padding, dilation and groups of the convolution."""
 SUMS = torch.tensor([[0.0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])
 """Which of a kernel's three taps each of the four of the transposed one is the sum of, along an axis.
 
@@ -76,21 +79,17 @@ class FoldedUpsampling(Rewrite):
             return NotImplemented
         return _upsampled(replace(step, dtype=dtype), given.shape)
 
-    def _convolve(
-        self,
-        given: Any,
-        weight: Any,
-        bias: Any = None,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
-    ) -> Any:
-        step = step_of(given, Upsampling)
-        plain = (stride, padding, dilation) in (((1, 1), (1, 1), (1, 1)), (1, 1, 1)) and groups == 1
-        if step is None or not plain or tuple(weight.shape[2:]) != (3, 3) or weight.dtype != given.dtype:
+    def _convolve(self, *args: Any, **options: Any) -> Any:
+        asked = convolution(*args, **options)
+        step = None if asked is None else step_of(asked.given, Upsampling)
+        if asked is None or step is None or asked.weight.dtype != step.dtype or _shape_of(asked) != FOLDS:
             return NotImplemented
-        return torch.conv_transpose2d(step.given.to(step.dtype), self._folded.of(weight), bias, stride=2, padding=1)
+        given = step.given.to(step.dtype)
+        return torch.conv_transpose2d(given, self._folded.of(asked.weight), asked.bias, stride=2, padding=1)
+
+
+def _shape_of(asked: Convolution) -> tuple[Any, ...]:
+    return tuple(asked.weight.shape[2:]), asked.stride, asked.padding, asked.dilation, asked.groups
 
 
 def _fold(weight: torch.Tensor) -> torch.Tensor:
